@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # control groups v2: "QUOTA PERIOD" in microseconds, or "max PERIOD"
+# Control groups v2: "QUOTA PERIOD" in microseconds, or "max PERIOD".
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def available_cores(quota_file: Path = CGROUP_QUOTA) -> int:
