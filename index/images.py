@@ -140,14 +140,13 @@ def decode(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, target: int | N
     except Exception as error:  # Pillow's parsers raise a dozen types on bad bytes; all mean the same here
         raise ImageDecodeError(f"expected a readable {name} header, got a damaged one") from error
     _check_header(image.size, limits)
-    orientation = _orientation(image)
     if target is not None and name == "JPEG":
         shrink = min(image.size) / (target * _SCALED_DECODE_GAP)
         image.draft(None, (int(image.width / max(shrink, 1)), int(image.height / max(shrink, 1))))
     try:
         image.load()
-        upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-        return _to_rgb(upright)
+        turn = _UPRIGHT.get(_orientation(image))  # after load: the TIFF parser turns, and clears the tag, itself
+        return _to_rgb(image if turn is None else image.transpose(turn))
     except MemoryError:
         raise
     except Exception as error:
