@@ -1,0 +1,1 @@
+"""HTTP over a Retriever: pictures in, neighbours and a label out."""
