@@ -139,10 +139,10 @@ def vote(labels: NDArray[Any], similarities: Vectors, classes: int, temperature:
     """
     queries, k = labels.shape
     voting = labels >= 0
-    # Relative to the best neighbour: the shares are the same, and exp cannot overflow at a small temperature.
+    # Relative to the best voter: the shares are the same, and exp cannot overflow at a small temperature.
     best = np.max(similarities, axis=1, keepdims=True, initial=-np.inf, where=voting)
-    exponent = (similarities.astype(np.float64) - best) / temperature
-    weights = np.exp(np.where(voting, exponent, -np.inf))
+    distance = np.where(voting, similarities, -np.inf) - np.where(np.isfinite(best), best, 0.0)
+    weights = np.exp(distance.astype(np.float64) / temperature)
     weights /= np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     scores = np.zeros((queries, classes + 1))  # column C takes what may not vote, and is dropped
     np.add.at(scores, (np.arange(queries)[:, None], np.where(voting, labels, classes)), weights)
