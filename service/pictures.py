@@ -7,11 +7,15 @@ a file name or a declared type. Everything here works on a body that is complete
 import base64
 import binascii
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.problems import PositionedError, RequestError, together
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 RAW_TYPES = frozenset(f"image/{kind}" for kind in ("jpeg", "png", "webp", "bmp", "gif", "tiff"))
 _PART = "image"
@@ -89,7 +93,7 @@ class _Form:
         self._header_name = bytearray()
         self._header_value = bytearray()
 
-    def callbacks(self) -> dict[str, object]:
+    def callbacks(self) -> "MultipartCallbacks":
         """Return what MultipartParser wants to be given."""
         return {
             "on_part_begin": self._begin,

@@ -30,12 +30,15 @@ async def embed(request: Request) -> Response:
     retriever = engine.retriever()
     asked = await queries.read(request, engine, schemas.NoOptions, schemas.EmbedRequest)
     found = await engine.embed(retriever, asked.pictures or (), trace_of(request.scope))
-    headers = {"X-Encoder": retriever.encoder.sha256, "X-Shape": f"{len(found)},{found.shape[1]}"}
     if form == vectors.NPY:
-        return Response(vectors.to_npy(found), media_type=form, headers=headers)
-    if form == vectors.RAW:
-        return Response(vectors.to_raw(found), media_type=form, headers=headers)
-    return answer({"encoder": retriever.encoder.sha256, "dim": retriever.encoder.dim, "embeddings": found})
+        response = Response(vectors.to_npy(found), media_type=form)
+    elif form == vectors.RAW:
+        response = Response(vectors.to_raw(found), media_type=form)
+    else:
+        response = answer({"encoder": retriever.encoder.sha256, "dim": found.shape[1], "embeddings": found})
+    response.headers["X-Encoder"] = retriever.encoder.sha256
+    response.headers["X-Shape"] = f"{len(found)},{found.shape[1]}"
+    return response
 
 
 @router.post(

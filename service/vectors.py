@@ -42,7 +42,7 @@ def from_npy(body: bytes, dim: int) -> Vectors:
         version = np.lib.format.read_magic(file)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = read_header[version](file)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # whatever NumPy's header parser passes on from its tokeniser
         raise RequestError("malformed_npy", "expected a .npy file of version 1 or 2, got something else") from error
     if dtype.kind != "f" or dtype.itemsize > 8:
         raise VectorError(f"expected float16, float32 or float64 numbers, got {dtype.name[:32]}")
@@ -57,7 +57,8 @@ def from_npy(body: bytes, dim: int) -> Vectors:
             "malformed_npy", f"expected {rows} × {dim} numbers after the header, got {len(data)} bytes"
         )
     flat = np.frombuffer(data, dtype)
-    return knn.normalise(flat.reshape(dim, rows).T if fortran else flat.reshape(rows, dim), dim)
+    found = flat.reshape(dim, rows).T if fortran else flat.reshape(rows, dim)
+    return knn.normalise(np.ascontiguousarray(found), dim)  # lengths are summed in one order, whatever the layout
 
 
 def to_npy(vectors: Vectors) -> bytes:

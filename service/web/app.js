@@ -1,10 +1,10 @@
 // The search page: a picture, or an item of the bank, becomes a query; the address remembers an item (#id=…).
 
 import * as api from "./api.js";
-import { $, picture, pressable, showAnswer, showNeighbours } from "./view.js";
+import { $, picture, showAnswer, showNeighbours, showSamples } from "./view.js";
 
 const PAGE = 24;
-const SAMPLES = 12;
+const SAMPLES = 24;
 
 let served = null; // the answer of GET /info
 let query = null; // {ids: [...]} or {vectors: [...]}
@@ -14,7 +14,8 @@ let running = new AbortController();
 async function guarded(work) {
   running.abort();
   const { signal } = (running = new AbortController());
-  $("problem").hidden = true;
+  $("problem").hidden = $("samples").hidden = true;
+  $("again").hidden = false;
   $("results").ariaBusy = "true";
   try {
     await work(signal);
@@ -77,27 +78,34 @@ function askByPicture(file) {
   });
 }
 
-function followAddress() {
+async function followAddress() {
+  if (location.hash === "#results") return undefined; // the skip link
   const id = new URLSearchParams(location.hash.slice(1)).get("id");
   if (id) return askById(id);
   query = null;
   running.abort();
   $("results").ariaBusy = "false";
-  for (const part of ["problem", "answer", "neighbours", "preview", "query-name"]) $(part).hidden = true;
-  return undefined;
+  for (const part of ["problem", "answer", "neighbours", "preview", "query-name", "again"]) $(part).hidden = true;
+  return offerSamples();
 }
 
 const shuffled = (list) => list.map((each) => [Math.random(), each]).sort((a, b) => a[0] - b[0]).map(([, each]) => each);
 
-async function showSamples() {
-  const labels = shuffled(Object.keys(served.bank.labels)).slice(0, SAMPLES);
+// A few items of as many classes as there is room for.
+async function offerSamples() {
+  const labels = shuffled(Object.keys(served.bank.labels)).slice(0, SAMPLES / 2);
   const pages = labels.length
     ? await Promise.all(labels.map((label) => api.items({ label, limit: 50 })))
     : [await api.items({ limit: 200 })];
   const each = Math.ceil(SAMPLES / pages.length);
   const chosen = pages.flatMap((page) => shuffled(page.items).slice(0, each)).slice(0, SAMPLES);
-  $("sample-list").replaceChildren(...chosen.map((item) => pressable(item.id, `Search with ${item.id}`)));
-  $("samples").hidden = !chosen.length;
+  showSamples(shuffled(chosen));
+  $("samples").hidden = !chosen.length || !$("again").hidden; // a query may have come meanwhile
+}
+
+function home() {
+  if (location.hash) history.pushState(null, "", location.pathname);
+  followAddress().catch(report);
 }
 
 function listen() {
@@ -108,11 +116,11 @@ function listen() {
   }
   addEventListener("drop", ({ dataTransfer }) => { if (dataTransfer.files[0]) askByPicture(dataTransfer.files[0]); });
   addEventListener("paste", ({ clipboardData }) => { if (clipboardData.files[0]) askByPicture(clipboardData.files[0]); });
-  addEventListener("hashchange", followAddress);
-  addEventListener("popstate", () => { if (!location.hash && query?.ids) followAddress(); });
-  $("home").addEventListener("click", (event) => { event.preventDefault(); history.pushState(null, "", location.pathname); followAddress(); });
+  addEventListener("hashchange", () => followAddress().catch(report));
+  $("home").addEventListener("click", (event) => { event.preventDefault(); home(); });
+  $("again").addEventListener("click", home);
   $("more").addEventListener("click", () => { shown = Math.min(shown + PAGE, served.limits.max_k); guarded(ask); });
-  $("other-samples").addEventListener("click", () => showSamples().catch(report));
+  $("other-samples").addEventListener("click", () => offerSamples().catch(report));
   $("key-form").addEventListener("submit", (event) => { event.preventDefault(); api.useKey($("key").value); $("key-form").hidden = true; start(); });
   document.addEventListener("click", ({ target }) => {
     const button = target.closest("button[data-id]");
@@ -133,7 +141,7 @@ async function start() {
   const kinds = Object.keys(served.bank.labels).length;
   $("about").textContent = `${served.bank.count.toLocaleString("en")} pictures${kinds ? `, ${kinds} kinds` : ""} · encoder ${served.encoder_spec.name}`;
   $("about").title = `encoder ${served.encoder}`;
-  await Promise.all([followAddress(), showSamples().catch(report)]);
+  await followAddress().catch(report);
 }
 
 listen();

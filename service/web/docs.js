@@ -4,6 +4,9 @@ import { $, element } from "./view.js";
 
 const code = (text) => element("code", {}, text);
 
+// Text in which `backticks` mark code.
+const prose = (text) => text.split("`").map((part, at) => (at % 2 ? code(part) : part));
+
 function table(rows) {
   const body = element("tbody");
   for (const [name, ...cells] of rows) {
@@ -38,7 +41,7 @@ function fields(name, all) {
 function operation(method, path, about, all) {
   const card = element("article", { className: "card", id: `${method}${path}` },
     element("h2", {}, element("span", { className: "method" }, method.toUpperCase()), code(path)),
-    element("p", {}, about.description ?? about.summary ?? ""));
+    element("p", {}, ...prose(about.description ?? about.summary ?? "")));
   if (about.parameters?.length) {
     card.append(element("h3", {}, "Parameters"), table(about.parameters.map((parameter) => {
       const schema = parameter.schema ?? parameter.content?.["application/json"]?.schema;
@@ -64,7 +67,7 @@ const described = await (await fetch("/openapi.json")).json();
 const all = described.components.schemas;
 $("docs").replaceChildren(
   element("h1", {}, described.info.title, ": ", described.info.summary),
-  element("p", {}, described.info.description),
+  element("p", {}, ...prose(described.info.description)),
   ...Object.entries(described.paths).flatMap(([path, methods]) =>
     Object.entries(methods).map(([method, about]) => operation(method, path, about, all))),
   element("h2", {}, "Schemas"),
