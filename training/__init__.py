@@ -1,0 +1,1 @@
+"""Self-supervised pretraining: pictures without labels in, `encoder.onnx` out."""

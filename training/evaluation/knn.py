@@ -1,0 +1,158 @@
+"""Online evaluation: embed the pictures as the service will, and let neighbours vote by the one protocol.
+
+With labels the number is an accuracy; leave-one-out over the training pictures (nothing but the instance's
+identity was trained on), or train → test where test pictures are given. Without labels it is instance
+retrieval: how often the nearest neighbour of a picture's random view is the picture itself.
+
+Shapes: N pictures, F features, D dimension.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator
+
+from index.errors import TrainingError
+from index.images import Pixels
+from index.knn import KnnProtocol, Vectors, accuracy, leave_one_out, top_k
+from training.augment import view
+from training.backbone import Network
+from training.data import Pictures
+from training.evaluation.pca import fit_pca, unit
+from training.recipes import Recipe
+
+_BATCH = 256
+_RETRIEVAL_VIEWS = 2048  # queries of the instance-retrieval score
+_PIXEL_SIDE = 32  # of the pictures that the raw-pixel baseline compares
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A set of pictures as the network sees it.
+
+    Attributes:
+        features: float32 (N, F), pooled, as they come.
+        projection: float32 (N, D), unit rows.
+    """
+
+    features: Vectors
+    projection: Vectors
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One measurement; shares between 0 and 1.
+
+    Attributes:
+        projection: with the trained head.
+        pca: with the PCA head on the pooled features.
+        features: with the pooled features themselves.
+    """
+
+    projection: float
+    pca: float
+    features: float
+
+    @property
+    def best(self) -> float:
+        """The better of the two heads."""
+        return max(self.projection, self.pca)
+
+
+class Evaluation:
+    """The measurement of a run: which pictures, which protocol, which split."""
+
+    def __init__(self, recipe: Recipe, train: Pictures, test: Pictures | None = None) -> None:
+        if test is not None and test.classes != train.classes:
+            raise TrainingError(
+                f"expected test pictures of the training classes ({', '.join(train.classes[:5])}, …), "
+                f"got {', '.join(test.classes[:5]) or 'none'}; check --test"
+            )
+        self.recipe, self.train, self.test = recipe, train, test
+        self.protocol = KnnProtocol(recipe.knn_k, recipe.knn_temperature)
+
+    @property
+    def split(self) -> str:
+        """Who votes for whom."""
+        if not self.train.labelled:
+            return "instance retrieval from one random view"
+        return "leave-one-out" if self.test is None else "train → test"
+
+    def describe(self) -> str:
+        """Return protocol, split and set in one phrase."""
+        protocol = str(self.protocol) if self.train.labelled else "1-NN"
+        classes = f", {len(self.train.classes)} classes" if self.train.labelled else ", no labels"
+        tested = f" → {len(self.test):,}" if self.test is not None and self.train.labelled else ""
+        return f"{protocol}, {self.split}, {len(self.train):,}{tested} pictures{classes}"
+
+    def baseline(self) -> float:
+        """Return the score of raw pixels reduced by PCA to D: the line that an encoder must rise above."""
+        train = _small_pixels(self.train.prepared)
+        pca = fit_pca(train, self.recipe.dim)
+        other = None
+        if not self.train.labelled:
+            other = pca(_small_pixels(self.view_pixels()))
+        elif self.test is not None:
+            other = pca(_small_pixels(self.test.prepared))
+        return self.score(pca(train), other)
+
+    def measure(self, network: Network) -> Scores:
+        """Return the scores of a network; its mode (training or not) is restored."""
+        train = embed(network, self.train.prepared)
+        pca = fit_pca(train.features, self.recipe.dim, self.recipe.whiten)
+        other = None
+        if not self.train.labelled:
+            other = embed(network, self.view_pixels())
+        elif self.test is not None:
+            other = embed(network, self.test.prepared)
+        return Scores(
+            projection=self.score(train.projection, other.projection if other else None),
+            pca=self.score(pca(train.features), pca(other.features) if other else None),
+            features=self.score(unit(train.features), unit(other.features) if other else None),
+        )
+
+    def score(self, train: Vectors, other: Vectors | None) -> float:
+        """Return the score of unit embeddings (N, D), with those of the test pictures or views where they count."""
+        if not self.train.labelled:
+            return _retrieval(other, train) if other is not None else 0.0
+        classes = len(self.train.classes)
+        if self.test is None or other is None:
+            return leave_one_out(self.protocol, train, self.train.labels, classes)
+        return accuracy(self.protocol, other, self.test.labels, train, self.train.labels, classes)
+
+    def view_pixels(self) -> Pixels:
+        """Return the fixed random views that ask for their own pictures: uint8 (≤ N, H, H, 3)."""
+        generator = Generator().manual_seed(self.recipe.seed)
+        images = self.train.cached[:_RETRIEVAL_VIEWS]
+        views = view(images, self.recipe.image_size, self.recipe.augment, generator)
+        return np.asarray((views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu())
+
+
+def embed(network: Network, pixels: Pixels) -> Embedded:
+    """Embed prepared pictures, uint8 (N, H, W, 3), in evaluation mode."""
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    features, projections = [], []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), _BATCH):
+            part = torch.from_numpy(pixels[start : start + _BATCH]).to(device).permute(0, 3, 1, 2)
+            pooled = network.features(part.float() / 255)
+            features.append(pooled.cpu())
+            projections.append(network.project(pooled).cpu())
+    network.train(training)
+    return Embedded(torch.cat(features).numpy(), unit(torch.cat(projections).numpy()))
+
+
+def _small_pixels(pixels: Pixels) -> Vectors:
+    """Return pictures of at most 32 × 32 pixels as vectors; more detail does not help raw pixels."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    side = min(_PIXEL_SIDE, images.shape[-1])
+    return F.adaptive_avg_pool2d(images, side).flatten(1).numpy()
+
+
+def _retrieval(queries: Vectors, items: Vectors) -> float:
+    """Return the share of queries whose nearest item is their own: row i belongs to row i."""
+    return float(np.mean(top_k(queries, items, 1).rows[:, 0] == np.arange(len(queries))))

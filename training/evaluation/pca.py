@@ -1,0 +1,66 @@
+"""Principal components: the 128-d head that needs no training, and the raw-pixel baseline.
+
+Whitening divides each component by its standard deviation to the power `whiten`. In a young network a few
+directions (brightness, size of the object) hold most of the variance and drown the rest in a cosine.
+
+Shapes: N vectors, F features, D components.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.knn import Vectors, normalise
+
+_FLOOR = 1e-6  # of the largest standard deviation; directions without variance stay without weight
+
+
+@dataclass(frozen=True)
+class Pca:
+    """An affine map: (vectors - mean) @ components.
+
+    Attributes:
+        mean: float32 (F,).
+        components: float32 (F, D), whitening included.
+    """
+
+    mean: NDArray[np.float32]
+    components: NDArray[np.float32]
+
+    def __call__(self, vectors: Vectors) -> Vectors:
+        """Return the unit rows (N, D) of vectors (N, F)."""
+        return unit(((vectors - self.mean) @ self.components).astype(np.float32))
+
+
+def fit_pca(vectors: Vectors, dim: int, whiten: float = 0.0) -> Pca:
+    """Fit the `dim` directions of largest variance of vectors (N, F); missing ones (F < dim) are zero.
+
+    The covariance or, where there are fewer vectors than features, the Gram matrix is decomposed in float64:
+    exact, deterministic, and never larger than min(N, F)².
+    """
+    count, features = vectors.shape
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    centred = vectors.astype(np.float64) - mean
+    if features <= count:
+        variances, directions = np.linalg.eigh(centred.T @ centred / count)
+    else:
+        variances, samples = np.linalg.eigh(centred @ centred.T / count)
+        deviation = np.sqrt(np.maximum(variances, variances[-1] * _FLOOR**2) * count)
+        directions = centred.T @ samples / deviation
+    order = np.argsort(variances)[::-1][:dim]
+    deviations = np.sqrt(np.maximum(variances[order], 0))
+    used = deviations > _FLOOR * deviations[0]
+    scale = np.where(used, np.where(used, deviations, 1) ** -whiten, 0)
+    components = np.zeros((features, dim))
+    components[:, : len(order)] = directions[:, order] * scale
+    return Pca(mean.astype(np.float32), components.astype(np.float32))
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Return unit rows; a zero row, which has no direction, gets an arbitrary fixed one."""
+    empty = ~vectors.any(axis=1)
+    if empty.any():
+        vectors = vectors.copy()
+        vectors[empty, 0] = 1
+    return normalise(vectors)

@@ -1,0 +1,165 @@
+"""What a run does, as data: a frozen dataclass and a table of named recipes.
+
+The difference of two recipes is the list of their scientific differences. No YAML and no inheritance of
+files. `training.overrides` changes single values from the command line.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a view differs from its picture, in the order applied. Probabilities are per view.
+
+    Attributes:
+        crop_area: smallest share of the picture's area that a random resized crop keeps (largest is 1).
+        crop_ratio: largest width ÷ height of the cut region (smallest is its inverse).
+        rotation: largest angle in degrees, either way; the corners repeat the border.
+        flip: probability of the mirror image.
+        jitter: probability of the colour jitter.
+        brightness, contrast, saturation: factor uniform in [1 - x, 1 + x].
+        hue: shift uniform in [-x, x], as a share of the colour circle.
+        grayscale: probability.
+        blur: probability of a Gaussian blur.
+        blur_sigma: largest standard deviation in pixels (smallest is 0.1).
+    """
+
+    crop_area: float = 0.2
+    crop_ratio: float = 4 / 3
+    rotation: float = 0.0
+    flip: float = 0.5
+    jitter: float = 1.0
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.4
+    grayscale: float = 0.2
+    blur: float = 0.0
+    blur_sigma: float = 2.0
+
+
+@dataclass(frozen=True)
+class Npid:
+    """Non-parametric instance discrimination (Wu et al. 2018, arXiv:1805.01978).
+
+    Attributes:
+        temperature: τ.
+        loss: "softmax" is exact over all N pictures; "nce" contrasts with `negatives` noise samples.
+        negatives: m, noise samples a picture (NCE only).
+        partition: NCE's constant Z: "once" from the first batch as published, or "ema" with weight 0.99.
+        old_weight: weight of the OLD vector when an instance's memory is renewed; the new one has the rest.
+        proximal: λ, the pull towards the vector of the previous visit; 0 as in the released code.
+        views: views of each picture a step. The paper has 1; all are told from all N pictures, and their
+            mean renews the memory.
+        contrast: weight of a second term that tells each picture's views from the batch (needs 2 views);
+            0 as in the paper.
+        contrast_temperature: τ of that term.
+    """
+
+    temperature: float = 0.07
+    loss: Literal["softmax", "nce"] = "softmax"
+    negatives: int = 4096
+    partition: Literal["once", "ema"] = "once"
+    old_weight: float = 0.5
+    proximal: float = 0.0
+    views: int = 1
+    contrast: float = 0.0
+    contrast_temperature: float = 0.2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to pretrain an encoder. Sides are in pixels, times in epochs.
+
+    Attributes:
+        name: of the recipe; it goes into the encoder.
+        about: command, cost, expected number and its source.
+        method: a key of `training.methods.METHODS`.
+        image_size: side that the encoder sees.
+        cache_size: side at which pictures wait for their random crops.
+        fit: "crop" for photographs, "pad" to keep odd shapes whole on white (see index.images.Preprocess).
+        backbone, width, stem: see training.backbone.
+        dim: D of the embedding.
+        optimizer: "sgd" (Nesterov) or "adamw".
+        learning_rate: peak, at `batch_size`; it is not scaled behind your back.
+        weight_decay: on weights; biases and BatchNorm have none.
+        momentum: SGD's.
+        schedule: "cosine" to zero, or "step": × 0.1 at each of `milestones`.
+        milestones: epochs.
+        warmup: epochs of linear rise.
+        clip: largest gradient norm; 0 turns clipping off.
+        precision: "float32", or "bfloat16" for the convolutions.
+        knn_k, knn_temperature: the protocol that is printed during training and recorded in the encoder.
+        knn_every: epochs between measurements.
+        whiten: 0 leaves the PCA head as it is, 1 gives its components equal variance, 0.5 lies between.
+        seed: of weights, memory, order and augmentation.
+    """
+
+    name: str
+    about: str
+    method: str = "npid"
+    image_size: int = 224
+    cache_size: int = 256
+    fit: Literal["crop", "pad"] = "crop"
+    backbone: str = "resnet18"
+    width: float = 1.0
+    stem: str = "imagenet"
+    dim: int = 128
+    epochs: int = 200
+    batch_size: int = 256
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.03
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[int, ...] = (120, 160)
+    warmup: float = 0.0
+    clip: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    knn_k: int = 200
+    knn_temperature: float = 0.07
+    knn_every: int = 1
+    whiten: float = 0.0
+    seed: int = 0
+    augment: Augmentation = field(default_factory=Augmentation)
+    npid: Npid = field(default_factory=Npid)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as JSON values, nested parts as objects."""
+        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
+
+def from_json(values: dict[str, Any]) -> Recipe:
+    """Return the recipe that `Recipe.to_json` wrote."""
+    parts = {"augment": Augmentation(**values["augment"]), "npid": Npid(**values["npid"])}
+    return Recipe(**{**values, **parts, "milestones": tuple(values["milestones"])})
+
+
+def _table(*recipes: Recipe) -> dict[str, Recipe]:
+    return {recipe.name: recipe for recipe in recipes}
+
+
+RECIPES = _table(
+    Recipe(
+        name="npid-demo",
+        about="x",
+        image_size=64,
+        cache_size=80,
+        fit="pad",
+        width=0.5,
+        stem="quarter",
+        epochs=100,
+        batch_size=128,
+        learning_rate=0.03,
+        weight_decay=5e-4,
+        warmup=5,
+        precision="bfloat16",
+        knn_k=10,
+        knn_every=10,
+        whiten=1.0,
+        augment=Augmentation(jitter=0.8, hue=0.1),
+        npid=Npid(temperature=0.1, views=2, contrast=1.0),
+    ),
+)
