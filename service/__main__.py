@@ -104,6 +104,7 @@ def _serve(settings: "Settings") -> int:
                 proxy_headers=False,
                 timeout_graceful_shutdown=settings.drain_s,
             )
+            listener.listen(config.backlog)  # from here on a connection waits instead of being refused
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             print(

@@ -85,17 +85,20 @@ def document(app: FastAPI) -> bytes:
     models = [(model, "validation") for model in (*_REQUEST_MODELS, schemas.Problem)]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]  # a tuple's Literal widens
     components = described.setdefault("components", {})
-    components["schemas"] = dict(sorted((components.get("schemas", {}) | definitions["$defs"]).items()))
+    named = components.get("schemas", {}) | definitions["$defs"]
+    components["schemas"] = {name: named[name] for name in sorted(named) if "ValidationError" not in name}
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     described["security"] = [{}, {"key": []}]
     for operations in described["paths"].values():
         for operation in operations.values():
-            _drop_empty_json(operation)
+            _drop_defaults(operation)
     return (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _drop_empty_json(operation: dict[str, Any]) -> None:
-    """Remove the `application/json: {}` that FastAPI adds to an answer that is a picture."""
+def _drop_defaults(operation: dict[str, Any]) -> None:
+    """Remove what FastAPI adds and this service never answers: its own 422, and JSON where a picture is."""
+    if "ValidationError" in str(operation["responses"].get("422")):
+        del operation["responses"]["422"]
     content = operation["responses"]["200"]["content"]
     if content.get(JSON) in ({}, {"schema": {}}):
         del content[JSON]
