@@ -272,7 +272,7 @@ class Catalog:
         """Let SQLite check its own structure; an empty list means sound."""
         with self._database.reading() as run:
             rows = run(f"PRAGMA {'quick_check' if quick else 'integrity_check'}(10)").fetchall()
-        return [f"{CATALOG}: {row[0]}" for row in rows if row[0] != "ok"]
+        return [f"{CATALOG}: {' '.join(row[0].split())}" for row in rows if row[0] != "ok"]
 
     def _item(self, row: Sequence[Any]) -> Item:
         key, id_, uri, code, label, metadata, sha256, crc = row

@@ -102,7 +102,7 @@ class Inserted:
 
 def item_crc(*row: object) -> int:
     """Return the CRC-32 of an item's row: SQLite checks its structure, but not its content."""
-    return zlib.crc32(json.dumps(row).encode())
+    return zlib.crc32(json.dumps(row, default=repr).encode())  # a damaged row may hold bytes
 
 
 def journal_crc(op: object, key: object, vector: object) -> int:

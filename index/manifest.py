@@ -174,7 +174,7 @@ class Manifest:
 def damaged(source: object, what: str) -> BankDamagedError:
     """Return the one sentence for a file that is not what was written."""
     return BankDamagedError(
-        f"expected an intact {source}, got a damaged one ({what}); restore it from a copy, "
+        f"expected an intact {source}, got a damaged one ({' '.join(what.split())[:300]}); restore it from a copy, "
         "or see what is wrong with: python -m index verify --bank BANK"
     )
 

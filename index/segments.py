@@ -216,7 +216,9 @@ def _layout(index: Any, entry: SegmentEntry) -> tuple[Integers, NDArray[np.void]
         if index.nlist != entry.lists:
             raise damaged(f"segment {entry.name}", f"expected {entry.lists} lists, got {index.nlist}")
         sizes = np.array([inverted.list_size(number) for number in range(index.nlist)], np.int64)
-        pointers = np.array([int(inverted.get_codes(number)) for number in range(index.nlist)], np.int64)
+        # An empty list has no address.
+        addresses = [int(inverted.get_codes(number)) if size else 0 for number, size in enumerate(sizes.tolist())]
+        pointers = np.array(addresses, np.int64)
     else:
         sizes, pointers = np.array([index.ntotal], np.int64), np.array([int(index.codes.data())], np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)])

@@ -253,7 +253,7 @@ def _none(queries: int) -> Hits:
 def _scored(rows: Rows, queries: Vectors, candidates: Integers) -> Hits:
     """Compute the similarities of candidate rows (B, m) by one sum that depends on the two vectors only."""
     missing = candidates < 0
-    vectors = rows.vectors(np.maximum(candidates, 0).ravel()).reshape(*candidates.shape, -1)
+    vectors = rows.vectors(np.maximum(candidates, 0).ravel()).reshape(*candidates.shape, queries.shape[1])
     similarities = np.einsum("bd,bmd->bm", queries, vectors)
     similarities[missing] = -np.inf
     keys, labels = rows.keys[candidates], rows.labels[candidates]
