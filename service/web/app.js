@@ -27,7 +27,7 @@ async function guarded(work) {
 }
 
 function report(error) {
-  $("problem").textContent = error.message;
+  $("problem").textContent = error.message.charAt(0).toUpperCase() + error.message.slice(1);
   $("problem").hidden = false;
   $("answer").hidden = $("neighbours").hidden = true;
   if (error.status === 401) $("key-form").hidden = false;
