@@ -73,6 +73,7 @@ class NPID(Method):
         else:
             value = instance_softmax(embeddings, self.memory, rows, options.temperature)
         metrics = {"instance": value.detach()}
+        value = options.instance * value
         old = self.memory[rows]
         distance = (embeddings - old).square().sum(dim=1).mean()
         if options.proximal > 0:
