@@ -87,6 +87,7 @@ def _serve(settings: "Settings") -> int:
 
         from service.app import create_app
         from service.engine import load
+        from service.heads import BoundedHeads
         from service.observability import log_to_stdout
 
         retriever = load(settings)
@@ -94,7 +95,7 @@ def _serve(settings: "Settings") -> int:
             log_to_stdout()
             config = uvicorn.Config(
                 create_app(settings, retriever),
-                http="httptools",
+                http=BoundedHeads,
                 ws="none",
                 loop="uvloop" if sys.platform != "win32" else "asyncio",
                 lifespan="on",

@@ -16,7 +16,7 @@ from index.errors import ImageError
 from service import openapi, schemas
 from service.answers import answer, identity, item
 from service.engine import Engine
-from service.negotiation import accepts_json
+from service.negotiation import accepts_json, choose
 from service.problems import RequestError
 
 THUMBNAIL_SIDE = 256  # px; large enough for the page's grid on a dense screen
@@ -53,6 +53,7 @@ async def page(request: Request, query: Annotated[schemas.ItemsQuery, Query()]) 
 )
 async def thumbnail(request: Request, id: str) -> Response:  # noqa: A002 - the interface's word
     """Show an item's picture, small and without metadata."""
+    choose(request.headers.get("accept"), ("image/webp",))
     engine: Engine = request.app.state.engine
     retriever = engine.retriever()
 

@@ -56,6 +56,7 @@ PROBLEMS: dict[str, Kind] = {
     "filter_invalid": Kind(422, "The filter cannot be understood"),
     "parameter_invalid": Kind(422, "A parameter is outside its range"),
     "invalid_input": Kind(422, "The input cannot be used"),
+    "head_too_large": Kind(431, "The path or the headers are too large"),
     "overloaded": Kind(429, "Too much to do at the moment"),
     "internal_error": Kind(500, "A fault of the service"),
     "not_ready": Kind(503, "Not ready"),

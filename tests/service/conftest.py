@@ -108,9 +108,8 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "service", *map(str, arguments)]
 
 
-@pytest.fixture
-def run_service(tiny_encoder_path: Path, bank_path: Path) -> Iterator[Callable[..., Process]]:
-    """Start `python -m service` on a free port; killed at the end if the test did not."""
+def processes(tiny_encoder_path: Path, bank_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start `python -m service` on free ports; killed at the end if the test did not."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object) -> Process:
@@ -129,3 +128,7 @@ def run_service(tiny_encoder_path: Path, bank_path: Path) -> Iterator[Callable[.
         if popen.poll() is None:
             popen.kill()
         popen.communicate()
+
+
+run_service = pytest.fixture(processes, name="run_service")
+start_service = pytest.fixture(processes, name="start_service", scope="session")

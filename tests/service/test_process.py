@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,6 +52,13 @@ def exchange(process, data: bytes) -> bytes:
     return received
 
 
+@pytest.fixture(scope="module")
+def shared_process(start_service: Callable[..., object]):
+    process = start_service()
+    wait_until_ready(process)
+    return process
+
+
 def test_raw_sockets_get_answers_and_the_process_lives(run_service: Callable[..., object]):
     process = run_service("--images", ROOT)
     wait_until_ready(process)
@@ -74,6 +82,8 @@ def test_raw_sockets_get_answers_and_the_process_lives(run_service: Callable[...
     assert b" 200 " in head
     assert head.endswith(b"\r\n\r\n")
     assert exchange(process, LIVE + b"\r\n" + LIVE + LAST).count(b" 200 ") == 2
+    for head in (LIVE + b"X: " + b"x" * 2_000_000, LIVE + b"X: y\r\n" * 300_000, b"GET /" + b"x" * 2_000_000):
+        assert exchange(process, head).startswith(b"HTTP/1.1 431 ")
     with socket.create_connection(process.address) as gone:
         gone.sendall(EMBED % 500 + b"x")
 
@@ -82,7 +92,7 @@ def test_raw_sockets_get_answers_and_the_process_lives(run_service: Callable[...
     out, err = process.popen.communicate(timeout=30)
     assert process.popen.returncode == 0, err
     lines = [json.loads(line) for line in out.splitlines()]
-    assert {line["message"] for line in lines} == {"request", "Invalid HTTP request received."}
+    assert {line["message"] for line in lines} == {"request"}
     assert {(line["status"], line["code"]) for line in lines if "status" in line} == {
         (200, None),
         (413, "body_too_large"),
@@ -91,6 +101,29 @@ def test_raw_sockets_get_answers_and_the_process_lives(run_service: Callable[...
         *((503, "not_ready") for line in lines if line.get("status") == 503),
     }
     assert "Traceback" not in err
+
+
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAA\r\n"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("piece", [7, 10_000])
+def test_an_offered_upgrade_is_declined_and_the_request_is_served(
+    shared_process, shape_png: Callable[[str, int], bytes], chunked: bool, piece: int
+):
+    picture = shape_png("circle", 0)
+    framing = b"Transfer-Encoding: chunked\r\n" if chunked else b"Content-Length: %d\r\n" % len(picture)
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(picture), picture) if chunked else picture
+    head = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    data = head + framing + UPGRADE + b"\r\n" + body + LIVE + LAST
+    with socket.create_connection(shared_process.address, timeout=20) as connection:
+        for start in range(0, len(data), piece):
+            connection.sendall(data[start : start + piece])
+        received = b""
+        while more := connection.recv(65536):
+            received += more
+    assert received.count(b"HTTP/1.1 200 ") == 2
+    assert b'"neighbors":[{"id":"circle/0.png",' in received
 
 
 def test_a_request_in_progress_is_answered_before_the_end(run_service: Callable[..., object]):
@@ -204,3 +237,20 @@ def test_a_missing_bank_leaves_a_live_process_that_says_why_it_is_not_ready(
         assert int(answer.headers["retry-after"]) >= 1
         assert client.post("/search", json={"ids": ["a"]}).status_code == 503
         assert client.get("/livez").status_code == 200
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+def test_the_curl_example_runs(run_service: Callable[..., object], shapes_folder: Path):
+    process = run_service()
+    wait_until_ready(process)
+    picture = shapes_folder / "circle" / "0.png"
+    ended = subprocess.run(
+        ["sh", ROOT / "examples" / "ask.sh", picture, process.url], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    answers = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert answers[0]["results"][0]["neighbors"][0]["id"] == "circle/0.png"
+    assert len(answers[1]["results"][0]["votes"]) == 3
+    assert answers[2]["results"][0]["neighbors"][0]["id"] == "circle/0.png"
+    assert len(answers[3]["results"][0]["neighbors"]) == 2
+    assert answers[4] == {"status": "ready"}

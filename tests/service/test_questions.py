@@ -1,9 +1,11 @@
 """Good questions: the same vectors, neighbours and votes as the parts give by themselves."""
 
 import base64
+import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,8 +170,6 @@ def test_include_decides_what_is_told(client: TestClient):
 def test_a_filter_works_inside_the_search_in_body_and_query(
     client: TestClient, shape_png: Draw, condition: dict[str, object], matches: Callable[[dict[str, object]], bool]
 ):
-    import json
-
     picture = shape_png("circle", 30)
     text = base64.b64encode(picture).decode()
     every = client.post("/search", json={"images": [text], "k": 32}).json()["results"][0]["neighbors"]
@@ -237,6 +237,18 @@ def test_k_larger_than_the_bank_gives_all_items(client: TestClient):
     assert len({each["id"] for each in found}) == 32
 
 
-def test_curl_examples_name_routes_that_exist():
-    for script in (Path(__file__).parents[2] / "examples").glob("*.sh"):
-        assert any(route in script.read_text() for route in ("/embed", "/search", "/classify")), script
+def test_questions_of_many_clients_at_once_get_the_answers_they_get_alone(client: TestClient, shape_png: Draw):
+    requests: list[dict[str, Any]] = [
+        *({"url": "/search", "json": {"ids": [f"circle/{n}.png"], "k": 5}} for n in range(4)),
+        *({"url": "/classify?k=9", "files": [("image", shape_png("square", n))]} for n in range(4)),
+        *({"url": "/search", "files": [("image", b"broken")]} for _ in range(2)),
+        *({"url": "/embed", "files": [("image", shape_png("stripes", n))]} for n in range(4)),
+    ]
+    alone = [client.post(**request) for request in requests]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda n: client.post(**requests[n % len(requests)]), range(4 * len(requests))))
+    for n, answer in enumerate(together):
+        expected = alone[n % len(requests)]
+        assert answer.status_code == expected.status_code
+        if answer.status_code == 200:
+            assert answer.content == expected.content
