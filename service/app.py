@@ -5,14 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 
 from index.errors import LookalikeError
 from index.retriever import Retriever
-from service import items, operations, pages, problems, queries, routes
+from service import items, operations, pages, problems, routes
 from service.access import Access
 from service.engine import Engine
 from service.limits import Admission, BodyLimit
@@ -66,7 +65,6 @@ def create_app(settings: Settings, retriever: Retriever | None = None) -> FastAP
     pages.add_pages(app)
     app.add_exception_handler(problems.RequestError, _refused)
     app.add_exception_handler(LookalikeError, _failed)
-    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_route)
     return app
 
@@ -85,11 +83,6 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, LookalikeError)  # noqa: S101
     return _answer(request, problems.as_request_error(error))
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101
-    return _answer(request, queries.from_details(error.errors()))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -13,7 +13,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.problems import MEDIA_TYPE, RequestError, response
 
 MAX_HEAD_BYTES = 64 * 1024  # checked after each read, so one read (256 KiB) more may be held for a moment
-HEAD_DEADLINE_S = 10.0
 _LINGER_S = 1.0
 
 
@@ -21,6 +20,7 @@ class BoundedHeads(HttpToolsProtocol):
     """HTTP/1.1 that refuses heads which are too large (431), ends those that stall, and declines upgrades."""
 
     _head_bytes: int | None = 0  # since the connection or the request began; None once the head is complete
+    head_deadline_s = 10.0
     _refused = False
     _replaying = False
     _stall: asyncio.TimerHandle | None = None
@@ -103,26 +103,31 @@ class BoundedHeads(HttpToolsProtocol):
 
     def _await_head(self) -> None:
         self._head_bytes = 0
-        self._set_stall(self.loop.call_later(HEAD_DEADLINE_S, self.transport.close))
+        self._set_stall(self.loop.call_later(self.head_deadline_s, self.transport.close))
 
     def _set_stall(self, timer: asyncio.TimerHandle | None) -> None:
         if self._stall is not None:
             self._stall.cancel()
         self._stall = timer
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in the form that every refusal has."""
+        self._answer("400 Bad Request", RequestError("bad_request", f"expected HTTP/1.1. {msg}"))
+        self.transport.close()
+
     def _refuse(self) -> None:
-        error = RequestError(
-            "head_too_large", f"expected at most {MAX_HEAD_BYTES:,} bytes of path and headers, got more"
-        )
-        request_id = uuid.uuid4().hex
-        body = bytes(response(error, request_id).body)
-        head = (
-            "HTTP/1.1 431 Request Header Fields Too Large\r\n"
-            f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nx-request-id: {request_id}\r\n"
-            "x-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        what = f"expected at most {MAX_HEAD_BYTES:,} bytes of path and headers, got more"
+        self._answer("431 Request Header Fields Too Large", RequestError("head_too_large", what))
         self.transport.write_eof()
         # Closed a moment later: bytes that nobody read would reset the connection, and the answer would be lost.
         self._refused = True
         self._set_stall(self.loop.call_later(_LINGER_S, self.transport.close))
+
+    def _answer(self, status: str, error: RequestError) -> None:
+        request_id = uuid.uuid4().hex
+        body = bytes(response(error, request_id).body)
+        head = (
+            f"HTTP/1.1 {status}\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
+            f"x-request-id: {request_id}\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)

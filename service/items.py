@@ -6,9 +6,8 @@ uri, and only a regular file that really lies under the images folder, links res
 
 import stat
 from pathlib import Path
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from index import images
@@ -18,6 +17,7 @@ from service.answers import answer, identity, item
 from service.engine import Engine
 from service.negotiation import accepts_json, choose
 from service.problems import RequestError
+from service.queries import from_parameters
 
 THUMBNAIL_SIDE = 256  # px; large enough for the page's grid on a dense screen
 _MAX_AGE_S = 3600
@@ -28,12 +28,15 @@ router = APIRouter(tags=["items"])
 @router.get(
     "/items",
     dependencies=[Depends(accepts_json)],
-    **openapi.lookup(schemas.ItemsAnswer, refusals=("not_acceptable", "request_invalid")),
+    **openapi.lookup(
+        schemas.ItemsAnswer, refusals=("not_acceptable", "request_invalid"), parameters=schemas.ItemsQuery
+    ),
 )
-async def page(request: Request, query: Annotated[schemas.ItemsQuery, Query()]) -> Response:
+async def page(request: Request) -> Response:
     """List items in the order of their ids, a page at a time."""
     engine: Engine = request.app.state.engine
     retriever = engine.retriever()
+    query = from_parameters(request.query_params, schemas.ItemsQuery)
 
     def list_page() -> Response:
         # One more than asked for tells whether another page follows.

@@ -68,13 +68,20 @@ def question(
 
 
 def lookup(
-    answer: type[BaseModel] | None, refusals: Sequence[str] = (), *, media_type: str = JSON, busy: bool = True
+    answer: type[BaseModel] | None,
+    refusals: Sequence[str] = (),
+    *,
+    parameters: type[BaseModel] | None = None,
+    media_type: str = JSON,
+    busy: bool = True,
 ) -> dict[str, Any]:
     """Return the route arguments that describe a GET."""
     codes = (*refusals, *((*_BUSY_REFUSALS, "deadline_exceeded") if busy else ()))
-    if answer is None:
-        return {"responses": {200: {"content": {media_type: _PICTURE}}} | _refusals(codes)}
-    return {"responses": {200: {"model": answer}} | _refusals(codes)}
+    good = {"content": {media_type: _PICTURE}} if answer is None else {"model": answer}
+    described: dict[str, Any] = {"responses": {200: good} | _refusals(codes)}
+    if parameters is not None:
+        described["openapi_extra"] = {"parameters": _parameters(parameters)}
+    return described
 
 
 def document(app: FastAPI) -> bytes:

@@ -80,7 +80,7 @@ async def read(
                 "request_invalid", "expected the options as fields of the JSON body, got query parameters"
             )
         return await engine.run(_from_json, body, body_model, settings, dim)
-    asked = _options(parameters, options)
+    asked = from_parameters(parameters, options)
     if media == MULTIPART:
         found = await engine.run(pictures.from_multipart, content_type, body, settings.max_pictures)
         return Asked(asked, pictures=found)
@@ -95,7 +95,7 @@ def _from_json(body: bytes, model: type[Options], settings: Settings, dim: int |
     try:
         asked = model.model_validate_json(body, strict=True)
     except ValidationError as error:
-        raise refusal(error) from None
+        raise _refusal(error) from None
     images, rows, ids = (getattr(asked, name, None) for name in ("images", "vectors", "ids"))
     if sum(part is not None for part in (images, rows, ids)) != 1:
         raise RequestError("request_invalid", "expected exactly one of images, vectors and ids")
@@ -107,7 +107,7 @@ def _from_json(body: bytes, model: type[Options], settings: Settings, dim: int |
     return Asked(asked, ids=ids)
 
 
-def _options(parameters: QueryParams, model: type[Options]) -> Options:
+def from_parameters(parameters: QueryParams, model: type[Options]) -> Options:
     """Validate query parameters; `filter` is JSON, as in a body."""
     fields: dict[str, Any] = {}
     for name in parameters:
@@ -126,7 +126,7 @@ def _options(parameters: QueryParams, model: type[Options]) -> Options:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise refusal(error) from None
+        raise _refusal(error) from None
 
 
 def _check_count(count: int, most: int) -> None:
@@ -134,13 +134,9 @@ def _check_count(count: int, most: int) -> None:
         raise RequestError("request_invalid", f"expected at most {most} queries in one request, got {count}")
 
 
-def refusal(error: ValidationError) -> RequestError:
+def _refusal(error: ValidationError) -> RequestError:
     """Return one sentence for what pydantic found; it names fields and rules, never values."""
-    return from_details(error.errors(include_url=False, include_input=False, include_context=False))
-
-
-def from_details(details: Sequence[Any]) -> RequestError:
-    """Return one sentence for pydantic's error details."""
+    details = error.errors(include_url=False, include_input=False, include_context=False)
     first = details[0]
     if first["type"] == "json_invalid":
         return RequestError("malformed_json", f"expected a JSON object in UTF-8: {first['msg']}")

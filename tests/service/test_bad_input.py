@@ -136,6 +136,7 @@ ROWS = {
     "an unknown field": Row(422, "request_invalid", "/search", {"json": {"ids": ["circle/0.png"], "foo": 1}}),
     "an unknown query parameter": Row(422, "request_invalid", "/search?foo=1", raw(GOOD)),
     "an unknown parameter of a list": Row(422, "request_invalid", "/items?foo=1", {"method": "GET"}),
+    "a parameter of a list twice": Row(422, "request_invalid", "/items?label=a&label=b", {"method": "GET"}),
     "an option for a route without": Row(422, "request_invalid", "/embed?k=5", raw(GOOD)),
     "options beside a JSON body": Row(422, "request_invalid", "/search?k=5", {"json": {"ids": ["circle/0.png"]}}),
     "an option twice": Row(422, "request_invalid", "/search?k=5&k=6", raw(GOOD)),

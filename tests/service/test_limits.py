@@ -1,6 +1,7 @@
 """What a request may cost: admission, deadlines and draining, at the level where they are enforced."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
@@ -154,3 +155,32 @@ def test_work_past_the_deadline_gets_504_and_the_service_goes_on(serve: Serve):
     answered = client.post("/embed", **big)
     assert (answered.status_code, answered.json()["code"]) == (504, "deadline_exceeded")
     assert client.get("/readyz").status_code == 200
+
+
+def test_a_head_that_stalls_ends_its_connection_and_another_is_served():
+    import uvicorn
+
+    from service.heads import BoundedHeads
+
+    class Impatient(BoundedHeads):
+        head_deadline_s = 0.05
+
+    async def scenario() -> tuple[bytes, bytes, bytes]:
+        config = uvicorn.Config(answer, http=Impatient, lifespan="off", log_config=None, port=0)
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.create_task(server.serve([listener]))
+            address = listener.getsockname()[:2]
+            heard = []
+            for sent in (b"", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"):
+                reader, writer = await asyncio.open_connection(*address)
+                writer.write(sent)
+                heard.append(await reader.read())
+                writer.close()
+            server.should_exit = True
+            await serving
+            return heard[0], heard[1], heard[2]
+
+    silent, stalled, whole = asyncio.run(scenario())
+    assert (silent, stalled) == (b"", b"")
+    assert whole.startswith(b"HTTP/1.1 200 ")

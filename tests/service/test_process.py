@@ -75,8 +75,16 @@ def test_raw_sockets_get_answers_and_the_process_lives(run_service: Callable[...
     assert (answer.status, json.loads(content)["code"]) == (413, "body_too_large")
 
     assert b" 413 " in exchange(process, EMBED % 99_999_999_999 + b"x")
-    assert b" 400 " in exchange(process, b"nonsense\r\n\r\n")
-    assert b" 400 " in exchange(process, EMBED % -1)
+    for nonsense in (
+        b"nonsense\r\n\r\n",
+        EMBED % -1,
+        LIVE.replace(b"livez", b"\xff"),
+        b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+    ):
+        answered = exchange(process, nonsense + b"\r\n\r\n")
+        assert answered.startswith(b"HTTP/1.1 400 ")
+        assert b'"code":"bad_request"' in answered
+        assert b"x-request-id: " in answered
     assert b" 421 " in exchange(process, (LIVE + LAST).replace(b"localhost", b"evil.example"))
     head = exchange(process, (LIVE + LAST).replace(b"GET", b"HEAD"))
     assert b" 200 " in head
