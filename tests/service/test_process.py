@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -157,32 +157,53 @@ def test_ctrl_c_ends_quietly(run_service: Callable[..., object]):
     assert "Traceback" not in err
 
 
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """The command line takes over the signals; give them back to the test run."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
 def test_what_is_wrong_is_one_sentence_and_status_2_before_serving(
-    tiny_encoder_path: Path, other_encoder_path: Path, bank_path: Path, tmp_path: Path
+    tiny_encoder_path: Path,
+    other_encoder_path: Path,
+    bank_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
+    from service.__main__ import main
+
+    good = ("--encoder", tiny_encoder_path, "--bank", bank_path)
+    (tmp_path / "text.onnx").write_text("no model")
+    for arguments, expected in [
+        ((*good, "--port", 70_000), "port: "),
+        (("--port", 0), "--encoder FILE and --bank FOLDER"),
+        (("--encoder", tmp_path / "none.onnx", "--bank", bank_path, "--port", 0), "none.onnx"),
+        (("--encoder", tmp_path / "text.onnx", "--bank", bank_path, "--port", 0), "text.onnx"),
+        (("--encoder", tiny_encoder_path, "--bank", tmp_path / "none", "--port", 0), "none"),
+        (("--encoder", other_encoder_path, "--bank", bank_path, "--port", 0), "expected encoder"),
+        ((*good, "--port", 0, "--images", tmp_path / "none"), "--images"),
+        ((*good, "--port", 0, "--host", "0.0.0.0"), "--insecure"),
+        ((*good, "--port", 0, "--host", "no.such.host.invalid", "--insecure"), "no.such.host.invalid"),
+    ]:
+        assert main([str(argument) for argument in arguments]) == 2
+        told = capsys.readouterr()
+        assert expected in told.err, (arguments, told.err)
+        assert told.err.startswith("service: ")
+        assert (told.err.count("\n"), told.out) == (1, "")
+
+
+def test_a_port_in_use_is_one_sentence_and_status_2(tiny_encoder_path: Path, bank_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        good = ("--encoder", tiny_encoder_path, "--bank", bank_path)
-        (tmp_path / "text.onnx").write_text("no model")
-        cases = [
-            ((*good, "--port", port), f":{port} to be free"),
-            ((*good, "--port", 70_000), "port: "),
-            (("--port", 0), "--encoder FILE and --bank FOLDER"),
-            (("--encoder", tmp_path / "none.onnx", "--bank", bank_path, "--port", 0), "none.onnx"),
-            (("--encoder", tmp_path / "text.onnx", "--bank", bank_path, "--port", 0), "text.onnx"),
-            (("--encoder", tiny_encoder_path, "--bank", tmp_path / "none", "--port", 0), "none"),
-            (("--encoder", other_encoder_path, "--bank", bank_path, "--port", 0), "expected encoder"),
-            ((*good, "--port", 0, "--images", tmp_path / "none"), "--images"),
-            ((*good, "--port", 0, "--host", "0.0.0.0"), "--insecure"),
-            ((*good, "--port", 0, "--host", "no.such.host.invalid", "--insecure"), "no.such.host.invalid"),
-        ]
-        for arguments, expected in cases:
-            ended = run(*arguments)
-            assert ended.returncode == 2, (arguments, ended)
-            assert expected in ended.stderr, (arguments, ended.stderr)
-            assert ended.stderr.startswith("service: ")
-            assert ended.stderr.count("\n") == 1
-            assert ended.stdout == ""
+        ended = run("--encoder", tiny_encoder_path, "--bank", bank_path, "--port", port)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("service: ")
+    assert f":{port} to be free" in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 def test_help_is_instant():
