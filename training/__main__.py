@@ -1,6 +1,7 @@
 """`python -m training`: recipes, pretrain, export, plot."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write encoder.onnx from a run: the better head, parity proven")
     export.add_argument("run_folder", type=Path, metavar="RUN")
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
-    export.add_argument("--data", type=Path, metavar="PATH", help="default: where the run's pictures were")
+    export.add_argument("--data", type=Path, metavar="PATH", help="pictures to measure on; default: the run's")
     export.add_argument("--test", type=Path, metavar="PATH", help="default: where the run's test pictures were")
     export.add_argument("--checkpoint", choices=("last", "best"), default="last")
     export.add_argument("--name", help="of the encoder; default: the recipe's")
@@ -69,7 +70,7 @@ def _recipes(options: argparse.Namespace) -> int:
             print("".join(f"{'':<18} {line.strip()}\n" for line in rest.splitlines()))
         return 0
     recipe = find(options.recipe)
-    print(recipe.about, end="\n\n")
+    print("\n".join(line.strip() for line in recipe.about.splitlines()), end="\n\n")
     for key in keys():
         value: object = recipe
         for part in key.split("."):
@@ -89,6 +90,8 @@ def _pretrain(options: argparse.Namespace) -> int:
         settings[key] = value
     recipe = override(find(options.recipe), settings)
 
+    # Threads that wait asleep instead of spinning: as fast on idle cores, four times faster on shared ones.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training.runs import start  # torch: only once the command line is known to be good
 
     scores = start(

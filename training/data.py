@@ -40,7 +40,6 @@ class Pictures:
         classes: class names, sorted.
         ids: relative path or the table's id.
         skipped: (id, reason) of those that could not be used.
-        source: where they came from, for the encoder's description.
     """
 
     cached: Tensor
@@ -49,7 +48,6 @@ class Pictures:
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
-    source: str
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -121,7 +119,6 @@ def load_pictures(path: Path, recipe: Recipe, *, labels: bool = True) -> Picture
         classes=classes,
         ids=tuple(record.id for record, _ in good),
         skipped=skipped,
-        source=path.name,
     )
 
 

@@ -92,7 +92,7 @@ def export_run(
     Args:
         run: folder of the run.
         out: the file to write; it appears whole or not at all.
-        data: the training pictures, if they moved.
+        data: pictures to fit and measure on instead of those of the run.
         test: the test pictures, if they moved.
         checkpoint: which weights.
         name: of the encoder; the recipe's by default.
@@ -103,14 +103,14 @@ def export_run(
     """
     recipe, trained_on = checkpoints.read_recipe(run)
     pictures = load_pictures(data or Path(trained_on["data"]), recipe, labels=trained_on["labels"])
-    if pictures.fingerprint() != trained_on["fingerprint"]:
+    if data is None and pictures.fingerprint() != trained_on["fingerprint"]:
         raise CheckpointError(
             f"expected the {trained_on['pictures']:,} pictures that {run} was trained on, got {len(pictures):,} "
-            "that differ; give their place with --data"
+            "that differ; give their place with --data, or others to measure on"
         )
     test_path = test or (Path(trained_on["test"]) if trained_on["test"] else None)
     evaluation = Evaluation(recipe, pictures, load_pictures(test_path, recipe) if test_path else None)
-    network = load_network(run, recipe, len(pictures), checkpoint)
+    network = load_network(run, recipe, trained_on["pictures"], checkpoint)
     spec = EncoderSpec(
         name=name or recipe.name,
         method=recipe.method,
@@ -121,8 +121,9 @@ def export_run(
         canary=(),
         recipe=recipe.to_json(),
         trained_on={
-            "pictures": len(pictures), "classes": len(pictures.classes), "source": pictures.source,
-            "labels_used": "to measure only", "fingerprint": trained_on["fingerprint"],
+            **{key: trained_on[key] for key in ("pictures", "classes", "fingerprint", "torch")},
+            "source": Path(trained_on["data"]).name,
+            "labels": "only to measure",
         },
         git_commit=_git_commit(),
     )
@@ -147,28 +148,25 @@ def export(network: Network, evaluation: Evaluation, spec: EncoderSpec, out: Pat
     """Write both candidates, measure them through ONNX Runtime, keep the better."""
     features = embed(network, evaluation.train.prepared).features
     recipe = evaluation.recipe
-    heads: dict[Head, nn.Module] = {
-        "projection": network.projection,
-        "pca": linear(fit_pca(features, recipe.dim, recipe.whiten)),
+    heads: dict[Head, Graph] = {
+        "projection": Graph(network, network.projection).eval(),
+        "pca": Graph(network, linear(fit_pca(features, recipe.dim, recipe.whiten))).eval(),
     }
+    models = {head: trace(graph, spec.preprocess.crop) for head, graph in heads.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    scores: dict[Head, float] = {}
-    for head, layer in heads.items():
-        with replacing(out.with_name(f"{out.name}.{head}")) as candidate:
-            write_graph(Graph(network, layer), replace(spec, head=head), candidate)
-            encoder = Encoder.load(candidate, check_canary=False)
-            scores[head] = measure(encoder, evaluation)
-        out.with_name(f"{out.name}.{head}").unlink()
-    kept = max(scores, key=lambda head: scores[head])  # a tie keeps the trained head, which comes first
-    spec = replace(spec, head=kept, knn=_knn_report(evaluation, scores[kept], network))
     with replacing(out) as temporary:
-        graph = Graph(network, heads[kept])
-        write_graph(graph, spec, temporary)
+        scores: dict[Head, float] = {}
+        for head, model in models.items():
+            write(model, replace(spec, head=head), temporary)
+            scores[head] = measure(Encoder.load(temporary, check_canary=False), evaluation)
+        kept = max(scores, key=lambda head: scores[head])  # a tie keeps the trained head, which comes first
+        spec = replace(spec, head=kept, knn=_knn_report(evaluation, scores[kept], network))
+        write(models[kept], spec, temporary)
         encoder = Encoder.load(temporary, check_canary=False)
-        difference = prove_parity(graph, encoder, evaluation.train)
+        difference = prove_parity(heads[kept], encoder, evaluation.train)
         canary = encoder.embed(images.load(canary_png(), spec.preprocess)[None])[0]
         spec = replace(spec, canary=tuple(float(value) for value in canary))
-        write_graph(graph, spec, temporary)
+        write(models[kept], spec, temporary)
         Encoder.load(temporary)  # recomputes the canary: the file is proven before it gets its name
     return Exported(out, spec, scores, difference, evaluation.describe())
 
@@ -183,12 +181,11 @@ def linear(pca: Pca) -> nn.Linear:
     return layer
 
 
-def write_graph(graph: Graph, spec: EncoderSpec, path: Path) -> None:
-    """Write the graph with its description, in one file without external data."""
-    side = spec.preprocess.crop
+def trace(graph: Graph, side: int) -> onnx.ModelProto:
+    """Return the graph as ONNX, for pictures of `side` pixels in batches of any size."""
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     program = torch.onnx.export(
-        graph.eval(),
+        graph,
         (example,),
         input_names=["images"],
         output_names=["embeddings"],
@@ -197,8 +194,13 @@ def write_graph(graph: Graph, spec: EncoderSpec, path: Path) -> None:
         dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=2**16)}},
         verbose=False,
     )
-    model = cast("Any", program).model_proto
+    model: onnx.ModelProto = cast("Any", program).model_proto
     _strip(model)
+    return model
+
+
+def write(model: onnx.ModelProto, spec: EncoderSpec, path: Path) -> None:
+    """Write a graph with its description, in one file without external data."""
     del model.metadata_props[:]
     model.metadata_props.add(key=SPEC_KEY, value=spec.to_json())
     path.write_bytes(model.SerializeToString())

@@ -78,7 +78,7 @@ class Recipe:
 
     Attributes:
         name: of the recipe; it goes into the encoder.
-        about: command, cost, expected number and its source.
+        about: what for and how long, then command, expected number and its source.
         method: a key of `training.methods.METHODS`.
         image_size: side that the encoder sees.
         cache_size: side at which pictures wait for their random crops.
@@ -146,7 +146,9 @@ def _table(*recipes: Recipe) -> dict[str, Recipe]:
 # Clip art has odd shapes and is told apart by colour as well: nothing is cut off, and hues move only a little.
 _GALLERY = Recipe(
     name="npid-gallery",
-    about="",
+    about="""The encoder that ships with the demo: clip art at 64 px, about an hour on two busy cores.
+    python -m training pretrain npid-gallery --data examples/gallery --out runs/npid-gallery
+    NPID with a contrast of views, half-width ResNet-18, 11 MB. Measured numbers: docs/results.md.""",
     image_size=64,
     cache_size=80,
     fit="pad",
@@ -167,6 +169,63 @@ _GALLERY = Recipe(
 )
 
 RECIPES = _table(
+    replace(
+        _GALLERY,
+        name="npid-demo",
+        about="""What `make pretrain-demo` runs: npid-gallery, cut to about ten minutes on two cores.
+        python -m training pretrain npid-demo --data examples/gallery --out runs/npid-demo
+        Measured numbers: docs/results.md.""",
+        epochs=55,
+        knn_every=5,
+    ),
     _GALLERY,
-    replace(_GALLERY, name="npid-demo", about="x", epochs=40, knn_every=5),
+    Recipe(
+        name="npid-cifar10",
+        about="""The published CIFAR-10 recipe, exact softmax: 200 epochs, for a GPU.
+        python -m training pretrain npid-cifar10 --data cifar10-train.parquet --test cifar10-test.parquet --out RUN
+        Published kNN-200 τ=0.1: 80.8 (NCE with m=4096: 80.4), on the original files. Not yet run here.
+        Source: github.com/zhirongw/lemniscate.pytorch, cifar.py. No mirror images, as there.""",
+        image_size=32,
+        cache_size=32,
+        stem="full",
+        batch_size=128,
+        weight_decay=5e-4,
+        schedule="step",
+        knn_temperature=0.1,
+        augment=Augmentation(flip=0.0),
+        npid=Npid(temperature=0.1),
+    ),
+    Recipe(
+        name="npid-cifar10-cpu",
+        about="""CIFAR-10 in about a quarter of an hour on two cores: a check that real photographs are learnt.
+        python -m training pretrain npid-cifar10-cpu --data cifar10-train.parquet --test cifar10-test.parquet \\
+          --out RUN
+        Measured numbers: docs/results.md.""",
+        image_size=32,
+        cache_size=32,
+        width=0.25,
+        stem="half",
+        epochs=8,
+        batch_size=256,
+        optimizer="adamw",
+        learning_rate=2e-3,
+        weight_decay=0.05,
+        warmup=0.5,
+        precision="bfloat16",
+        knn_temperature=0.1,
+        knn_every=2,
+        whiten=1.0,
+        augment=Augmentation(jitter=0.8, hue=0.1),
+        npid=Npid(temperature=0.2, views=2, instance=0.25, contrast=1.0),
+    ),
+    Recipe(
+        name="npid-imagenet",
+        about="""The published ImageNet recipe: NCE with 4096 negatives, 200 epochs, for GPUs.
+        python -m training pretrain npid-imagenet --data train --test val --out RUN
+        Published kNN-200 τ=0.07: ResNet-18 41.0, ResNet-50 46.8 (--set backbone=resnet50). Not yet run here, and
+        pictures are kept in memory for now: a subset of ImageNet fits, the whole does not.
+        Source: github.com/zhirongw/lemniscate.pytorch, main.py and README.""",
+        schedule="step",
+        npid=Npid(loss="nce"),
+    ),
 )

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as parquet
 import pytest
+from pyarrow import parquet
 
 from index import images
 from index.errors import SourceError, TrainingError

@@ -66,7 +66,9 @@ def child(recipe, data, out):
 
 
 @pytest.mark.parametrize("loss", ["softmax", "nce"])
-def test_killed_at_a_random_step_and_resumed_equals_never_killed_to_the_bit(tiny_recipe, shapes_folder, tmp_path, loss):
+def test_killed_at_a_random_step_and_resumed_equals_never_killed_to_the_bit(
+    tiny_recipe, shapes_folder, tmp_path, loss
+):
     options = dataclasses.replace(tiny_recipe.npid, loss=loss, negatives=16, partition="ema")
     recipe = dataclasses.replace(tiny_recipe, npid=options, epochs=6)
     straight = training(recipe, shapes_folder, tmp_path / "straight")
@@ -129,7 +131,7 @@ def test_each_picture_is_seen_at_most_once_an_epoch_in_an_order_of_its_own(tiny_
 
 def test_a_loss_that_is_not_a_number_stops_the_run_with_a_sentence(tiny_recipe, shapes_folder, tmp_path):
     recipe = dataclasses.replace(tiny_recipe, learning_rate=1e12, warmup=0)
-    with pytest.raises(CollapseError, match="expected a finite loss, got nan at step .* lower learning_rate"):
+    with pytest.raises(CollapseError, match=r"expected a finite loss, got nan at step .* lower learning_rate"):
         training(recipe, shapes_folder, tmp_path / "run").run()
 
 
@@ -144,7 +146,7 @@ class Collapsed(NPID):
 def test_equal_embeddings_stop_the_run_with_a_sentence(tiny_recipe, shapes_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "collapsed", Collapsed)
     recipe = dataclasses.replace(tiny_recipe, method="collapsed")
-    with pytest.raises(CollapseError, match="embeddings that differ .* in epoch 1"):
+    with pytest.raises(CollapseError, match=r"embeddings that differ .* in epoch 1"):
         training(recipe, shapes_folder, tmp_path / "run").run()
 
 
@@ -161,7 +163,7 @@ def test_fewer_pictures_than_a_batch_are_refused_with_the_batch_size_that_would_
     tiny_recipe, shapes_folder, tmp_path
 ):
     recipe = dataclasses.replace(tiny_recipe, batch_size=64)
-    with pytest.raises(TrainingError, match="one batch of 64 pictures, got 32; .* --set batch_size=16"):
+    with pytest.raises(TrainingError, match=r"one batch of 64 pictures, got 32; .* --set batch_size=16"):
         training(recipe, shapes_folder, tmp_path / "run")
 
 
@@ -171,7 +173,7 @@ def test_another_recipe_is_refused_with_what_differs(tiny_recipe, tmp_path):
     changed = dataclasses.replace(tiny_recipe, npid=dataclasses.replace(tiny_recipe.npid, temperature=0.5))
     with pytest.raises(CheckpointError, match=r"got npid\.temperature 0\.2 → 0\.5; .* another --out"):
         checkpoints.write_recipe(tmp_path, changed, {"fingerprint": "a", "pictures": 3})
-    with pytest.raises(CheckpointError, match="the 3 pictures .* got 4 that differ"):
+    with pytest.raises(CheckpointError, match=r"the 3 pictures .* got 4 that differ"):
         checkpoints.write_recipe(tmp_path, tiny_recipe, {"fingerprint": "b", "pictures": 4})
 
 

@@ -65,7 +65,8 @@ def test_every_key_can_be_set_to_its_own_value():
 
 
 def test_cosine_rises_linearly_then_falls_to_zero():
-    recipe = override(RECIPES["npid-demo"], {"epochs": "10", "warmup": "2", "learning_rate": "1", "schedule": "cosine"})
+    changes = {"epochs": "10", "warmup": "2", "learning_rate": "1", "schedule": "cosine"}
+    recipe = override(RECIPES["npid-demo"], changes)
     rates = [learning_rate(recipe, step, 5) for step in range(50)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert rates[10] == pytest.approx(1.0)
