@@ -47,6 +47,8 @@ async function ask(signal) {
   $("neighbours").hidden = false;
   $("answer").hidden = !named;
   if (named) showAnswer(named.results[0], named.protocol);
+  // The pressed neighbour is gone from the page; a keyboard goes on from the results.
+  if (document.activeElement === document.body) $("results").focus({ preventScroll: true });
 }
 
 function show(image, name) {
@@ -135,6 +137,7 @@ async function start() {
     served = await api.info();
   } catch (error) {
     report(error);
+    if (error.status === 503) setTimeout(start, 1000); // still starting
     return;
   }
   $("problem").hidden = true;
