@@ -106,17 +106,20 @@ def _serve(settings: "Settings") -> int:
                 timeout_graceful_shutdown=settings.drain_s,
             )
             listener.listen(config.backlog)  # from here on a connection waits instead of being refused
-            host, port = listener.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            print(
-                f"Lookalike serves {retriever.bank.count:,} items at http://{shown}:{port} (Ctrl-C stops it)",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(_greeting(settings, listener, retriever.bank.count), file=sys.stderr, flush=True)
             uvicorn.Server(config).run(sockets=[listener])
         finally:
             retriever.bank.close()
     return 0
+
+
+def _greeting(settings: "Settings", listener: socket.socket, count: int) -> str:
+    from service.settings import is_loopback
+
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    closed = settings.has_keys or is_loopback(settings.host)
+    return f"Lookalike serves {count:,} items at {url}{'' if closed else ', to everyone, without keys'} (Ctrl-C stops it)"
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -63,7 +63,7 @@ def question(
             "parameters": _parameters(options),
             "requestBody": {"required": True, "content": content},
         },
-        "responses": {200: {"model": answer, "content": answers}} | _refusals(codes),
+        "responses": {200: _good(answer) | {"content": answers}} | _refusals(codes),
     }
 
 
@@ -77,11 +77,15 @@ def lookup(
 ) -> dict[str, Any]:
     """Return the route arguments that describe a GET."""
     codes = (*refusals, *((*_BUSY_REFUSALS, "deadline_exceeded") if busy else ()))
-    good = {"content": {media_type: _PICTURE}} if answer is None else {"model": answer}
+    good = _good(answer) if answer else {"description": "A picture.", "content": {media_type: _PICTURE}}
     described: dict[str, Any] = {"responses": {200: good} | _refusals(codes)}
     if parameters is not None:
         described["openapi_extra"] = {"parameters": _parameters(parameters)}
     return described
+
+
+def _good(answer: type[BaseModel]) -> dict[str, Any]:
+    return {"model": answer, "description": answer.__doc__}
 
 
 def document(app: FastAPI) -> bytes:

@@ -9,13 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Include = Literal["metadata", "vector"]
-Filter = Annotated[
-    dict[str, Any],
-    Field(
-        description='conditions, ANDed: {"label": "cat"}, {"label": ["cat", "dog"]}, {"metadata.camera": "x100"}, '
-        '{"metadata.year": {"gte": 2020, "lt": 2024}}; applied inside the search'
-    ),
-]
+_FILTER = (
+    'conditions, ANDed: {"label": "cat"}, {"label": ["cat", "dog"]}, {"metadata.camera": "x100"}, '
+    '{"metadata.year": {"gte": 2020, "lt": 2024}}; applied inside the search'
+)
 
 
 class _Model(BaseModel):
@@ -34,7 +31,7 @@ class _Question(_Model):
     effort: Annotated[
         int | None, Field(ge=1, le=2**16, description="search effort; the bank's tuning when absent")
     ] = None
-    filter: Filter | None = None
+    filter: Annotated[dict[str, Any] | None, Field(description=_FILTER)] = None
     exclude_query: Annotated[
         bool, Field(description="for ids: the item is not its own neighbour; no effect on pictures and vectors")
     ] = True

@@ -58,7 +58,9 @@ function operation(method, path, about, all) {
     }
   }
   card.append(element("h3", {}, "Answers"), table(Object.entries(about.responses).map(([status, { content: answers, description }]) => [
-    status, Object.entries(answers ?? {}).map(([media, { schema }]) => `${media}${schema ? `: ${describe(schema, all)}` : ""}`).join(", "), description ?? "",
+    status,
+    Object.entries(answers ?? {}).map(([media, { schema }]) => (status < 400 ? `${media}: ` : "") + describe(schema, all)).join(", "),
+    description ?? "",
   ])));
   return card;
 }
