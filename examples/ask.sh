@@ -2,7 +2,7 @@
 # Ask a running service in all its ways, with curl:  examples/ask.sh [PICTURE] [URL]
 # Where keys are configured: LOOKALIKE_READ_KEY=… examples/ask.sh
 set -eu
-picture=${1:-examples/gallery/cats/cartoon_cat.webp}
+picture=${1:-examples/gallery/cats/kitten.webp}
 url=${2:-http://127.0.0.1:8000}
 ask() { curl --silent --show-error --fail-with-body --header "Authorization: Bearer ${LOOKALIKE_READ_KEY:-none}" "$@"; echo; }
 

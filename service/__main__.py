@@ -118,8 +118,9 @@ def _greeting(settings: "Settings", listener: socket.socket, count: int) -> str:
 
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    closed = settings.has_keys or is_loopback(settings.host)
-    return f"Lookalike serves {count:,} items at {url}{'' if closed else ', to everyone, without keys'} (Ctrl-C stops it)"
+    guarded = settings.has_keys or is_loopback(settings.host)
+    whom = "" if guarded else ", to everyone, without keys"
+    return f"Lookalike serves {count:,} items at {url}{whom} (Ctrl-C stops it)"
 
 
 def _bind(host: str, port: int) -> socket.socket:
