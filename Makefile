@@ -24,7 +24,7 @@ help: ## list the targets
 .venv-service/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-service
 	.venv-service/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
-	  -e '.[service]' pytest hypothesis httpx
+	  -e '.[service]' pytest hypothesis httpx2
 	@touch $@
 
 .venv-demo/.ready: pyproject.toml constraints.txt
