@@ -9,25 +9,25 @@ whatever an older view of the bank finds can still be looked up, or is known to 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from index.changes import Change, item_crc, journal_crc
+from index.changes import Change, item_crc
 from index.database import Database, Run
 from index.errors import BankFormatError, ItemNotFoundError, ParameterError
 from index.filters import Filter, storable
 from index.items import Item
-from index.knn import Integers, Vectors
-from index.manifest import FORMAT_VERSION, Manifest, damaged
+from index.journal import Ledger, read_ledger
+from index.knn import Integers
+from index.manifest import FORMAT_VERSION, damaged
 
 CATALOG = "catalog.sqlite"
 
 _SCHEMA = """
 CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE classes (code INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE classes (code INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, crc INTEGER NOT NULL);
 CREATE TABLE items (
     key INTEGER PRIMARY KEY AUTOINCREMENT,      -- never reused
     id TEXT NOT NULL UNIQUE,
@@ -35,7 +35,7 @@ CREATE TABLE items (
     label INTEGER REFERENCES classes (code),
     metadata TEXT NOT NULL,                     -- a JSON object
     sha256 TEXT,                                -- of the picture's bytes
-    crc INTEGER NOT NULL                        -- CRC-32 of all the above
+    crc INTEGER NOT NULL                        -- CRC-32 of all the above and the class name
 );
 CREATE INDEX items_by_label ON items (label, id);
 CREATE TABLE journal (
@@ -43,33 +43,12 @@ CREATE TABLE journal (
     op TEXT NOT NULL CHECK (op IN ('add', 'delete')),
     key INTEGER NOT NULL,
     vector BLOB,                                -- float32 little-endian (D,), only for 'add'
-    crc INTEGER NOT NULL                        -- CRC-32 of op, key and vector
+    crc INTEGER NOT NULL                        -- CRC-32 of op, key, class code and vector
 );
 CREATE INDEX journal_by_key ON journal (key);
 """
 _COLUMNS = "items.key, items.id, items.uri, items.label, classes.name, items.metadata, items.sha256, items.crc"
 _SELECT = f"SELECT {_COLUMNS} FROM items LEFT JOIN classes ON classes.code = items.label "  # noqa: S608 - constants
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """The catalogue's state at one instant, without the items.
-
-    Attributes:
-        manifest: the committed one.
-        generation: number of changes ever committed.
-        class_names: position = class code.
-        keys, labels, vectors: the journal's living additions, int64 (P,), int32 (P,), float32 (P, D).
-        deleted: int64, deleted keys that a segment may still hold.
-    """
-
-    manifest: Manifest
-    generation: int
-    class_names: tuple[str, ...]
-    keys: Integers
-    labels: np.ndarray[Any, np.dtype[np.int32]]
-    vectors: Vectors
-    deleted: Integers
 
 
 class Catalog:
@@ -131,41 +110,7 @@ class Catalog:
             BankDamagedError: a journal entry or the class table is not what was written.
         """
         with self._database.reading() as run:
-            run("BEGIN")
-            try:
-                state = dict(run("SELECT key, value FROM state").fetchall())
-                classes = run("SELECT code, name FROM classes ORDER BY code").fetchall()
-                journal = run(
-                    "SELECT op, journal.key, vector, journal.crc, items.key IS NULL, items.label FROM journal "
-                    "LEFT JOIN items ON items.key = journal.key ORDER BY seq"
-                ).fetchall()
-            finally:
-                run("COMMIT")
-        manifest = Manifest.from_json(state.get("manifest", ""), self._path)
-        dim = manifest.encoder.dim
-        added: list[tuple[int, int, bytes]] = []
-        deleted: list[int] = []
-        for op, key, vector, crc, gone, label in journal:
-            if crc != journal_crc(op, key, vector) or (op == "add" and len(vector) != 4 * dim):
-                raise damaged(self._path, f"the journal entry of key {key} does not match its checksum")
-            if op == "delete":
-                deleted.append(key)
-            elif not gone:
-                added.append((key, -1 if label is None else label, vector))
-        if [code for code, _ in classes] != list(range(len(classes))) or not state.get(
-            "generation", ""
-        ).isdecimal():
-            raise damaged(self._path, "the class table has gaps, or the generation is missing")
-        vectors = np.frombuffer(b"".join(vector for *_, vector in added), "<f4").reshape(-1, dim)
-        return Ledger(
-            manifest=manifest,
-            generation=int(state["generation"]),
-            class_names=tuple(name for _, name in classes),
-            keys=np.array([key for key, *_ in added], np.int64),
-            labels=np.array([label for _, label, _ in added], np.int32),
-            vectors=vectors.astype(np.float32),
-            deleted=np.array(deleted, np.int64),
-        )
+            return read_ledger(run, self._path)
 
     def fold_log(self) -> None:
         """Empty the write-ahead log into the file."""
@@ -276,7 +221,7 @@ class Catalog:
 
     def _item(self, row: Sequence[Any]) -> Item:
         key, id_, uri, code, label, metadata, sha256, crc = row
-        if crc != item_crc(key, id_, uri, code, metadata, sha256) or (code is None) != (label is None):
+        if crc != item_crc(key, id_, uri, code, metadata, sha256, label):
             raise damaged(self._path, f"the row of key {key} does not match its checksum")
         return Item(id_, uri, label, json.loads(metadata), sha256)
 

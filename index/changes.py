@@ -10,6 +10,7 @@ from index.database import Run
 from index.errors import ItemNotFoundError
 from index.filters import storable
 from index.items import Item, metadata_text
+from index.journal import class_crc, journal_crc
 from index.knn import Integers, Vectors
 
 
@@ -43,11 +44,11 @@ class Change:
             code = None if item.label is None else codes.get(item.label)
             if item.label is not None and code is None:
                 code = codes[item.label] = len(codes)
-                self._run("INSERT INTO classes VALUES (?, ?)", (code, item.label))
+                self._run("INSERT INTO classes VALUES (?, ?, ?)", (code, item.label, class_crc(code, item.label)))
             metadata = metadata_text(item)
             row = (first + position, item.id, item.uri, code, metadata, item.sha256)
-            self._run("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, item_crc(*row)))
-            self._record("add", first + position, vector.astype("<f4").tobytes())
+            self._run("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, item_crc(*row, item.label)))
+            self._record("add", first + position, code, vector.astype("<f4").tobytes())
             keys[position], labels[position] = first + position, -1 if code is None else code
         return Inserted(keys, labels, tuple(codes))
 
@@ -65,7 +66,7 @@ class Change:
             self._run("DELETE FROM items WHERE key = ?", (key,))
             self._run("DELETE FROM journal WHERE key = ?", (key,))
             # Also for an item that no segment holds yet: a compaction may be writing it at this moment.
-            self._record("delete", key, None)
+            self._record("delete", key, None, None)
             keys[position] = key
         return keys
 
@@ -86,8 +87,8 @@ class Change:
         row = self._run("SELECT key FROM items WHERE id = ?", (id_,)).fetchone()
         return None if row is None else int(row[0])
 
-    def _record(self, op: str, key: int, vector: bytes | None) -> None:
-        row = (op, key, vector, journal_crc(op, key, vector))
+    def _record(self, op: str, key: int, code: int | None, vector: bytes | None) -> None:
+        row = (op, key, vector, journal_crc(op, key, code, vector))
         self._run("INSERT INTO journal (op, key, vector, crc) VALUES (?, ?, ?, ?)", row)
 
 
@@ -101,10 +102,5 @@ class Inserted:
 
 
 def item_crc(*row: object) -> int:
-    """Return the CRC-32 of an item's row: SQLite checks its structure, but not its content."""
+    """Return the CRC-32 of an item's row and its label: SQLite checks its structure, but not its content."""
     return zlib.crc32(json.dumps(row, default=repr).encode())  # a damaged row may hold bytes
-
-
-def journal_crc(op: object, key: object, vector: object) -> int:
-    """Return the CRC-32 of a journal entry."""
-    return zlib.crc32(vector if isinstance(vector, bytes) else b"", zlib.crc32(f"{op} {key}".encode()))

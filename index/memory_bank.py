@@ -10,52 +10,43 @@ writes a new segment that nobody knows, and commits by one transaction too; `man
 Searches use one immutable view, replaced by a single assignment, so they never wait for a change.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from index.changes import Inserted
 from index.compaction import IndexChoice, adopted, compact, rounded
 from index.cores import available_cores
-from index.errors import BankError, BankReadOnlyError, ParameterError, VectorError
+from index.errors import BankReadOnlyError, ParameterError, VectorError
 from index.files import write_atomically
 from index.filters import Filter
 from index.integrity import problems
 from index.items import Item, check_items
-from index.knn import Integers, Vectors, normalise
+from index.knn import normalise
 from index.manifest import FLOAT16_ABOVE, EncoderIdentity, Manifest, Store
+from index.open_bank import OpenBank
 from index.opening import Opened, create_folder, load, open_folder
-from index.segments import Labels, Mask, Segment, set_batching, set_threads
+from index.segments import Segment, set_threads
 from index.storage import MANIFEST, SEGMENTS, disk_errors, sweep
-from index.view import Hits, Selection, View
+from index.view import Hits, View
 
 __all__ = ["EncoderIdentity", "Filter", "Hits", "Item", "Manifest", "MemoryBank"]
 
 
-class MemoryBank:
+class MemoryBank(OpenBank):
     """An open bank. Any number of threads may search it; changes are made one at a time.
 
-    Attributes:
-        path: the folder.
-        manifest: the committed manifest.
+    What can be asked of it is in `OpenBank`.
     """
 
     def __init__(self, path: Path, opened: Opened, *, verify: bool, threads: int) -> None:
-        self.path, self._opened, self._catalog, self._threads = path, opened, opened.catalog, threads
+        super().__init__(path, opened, verify=verify, threads=threads)
         self._changing, self._compacting = Lock(), Lock()
-        self._view: View | None
-        try:
-            self.manifest, self._view = load(path, opened, verify=verify)
-        except BaseException:
-            opened.close()
-            raise
-        set_batching(self.manifest.encoder.dim)
 
     # --- open and close ----------------------------------------------------------------------------------------
 
@@ -124,137 +115,10 @@ class MemoryBank:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- what it is --------------------------------------------------------------------------------------------
-
-    @property
-    def encoder(self) -> EncoderIdentity:
-        """The encoder that made the vectors."""
-        return self.manifest.encoder
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of all classes ever used; position = class code."""
-        return self._current().class_names
-
-    @property
-    def count(self) -> int:
-        """Number of items."""
-        return self._current().count
-
-    @property
-    def generation(self) -> int:
-        """Number of changes ever committed: equal generations hold equal items."""
-        return self._current().generation
-
-    @property
-    def pending(self) -> int:
-        """Number of additions in the journal and in memory, which `compact` turns into a segment."""
-        return len(self._current().pending.rows)
-
-    def items(self, keys: Sequence[int] | Integers) -> list[Item | None]:
-        """Look up what a search found; None where an item has gone meanwhile."""
-        self._current()
-        return self._catalog.items(keys)
-
-    def get(self, ids: Sequence[str]) -> list[Item]:
-        """Look up items by id.
-
-        Raises:
-            ItemNotFoundError: for the first unknown id.
-        """
-        self._current()
-        return self._catalog.get(ids)
-
-    def known(self, ids: Iterable[str]) -> set[str]:
-        """Return those ids that are in the bank."""
-        self._current()
-        return self._catalog.known(ids)
-
-    def vectors(self, ids: Sequence[str]) -> Vectors:
-        """Return the stored vectors of some items, float32 (B, D), of unit length within their precision.
-
-        Raises:
-            ItemNotFoundError: for the first unknown id.
-        """
-        while True:
-            view = self._current()
-            keys = self._catalog.keys_of(ids)
-            if (keys < 0).any():
-                self._catalog.get(ids)  # raises, unless it came this instant
-            found = view.vectors(keys)
-            if not np.isnan(found).any() or self._opened.lock is None:
-                return found
-            # A change was committed between the two lines above; the view follows at once.
-
-    def page(self, label: str | None = None, limit: int = 100, after: str | None = None) -> list[Item]:
-        """List items by id, those of one label if given, from behind the id `after`."""
-        self._current()
-        return self._catalog.page(label, limit, after)
-
-    def label_counts(self) -> dict[str, int]:
-        """Return the number of items of each label that has any."""
-        self._current()
-        return self._catalog.label_counts()
-
-    def shas(self) -> set[str]:
-        """Return the SHA-256 of every picture that the bank knows."""
-        self._current()
-        return self._catalog.shas()
-
     def verify(self) -> list[str]:
         """Check everything; return what is wrong, one sentence each, so an empty list means sound."""
         with self._changing:
             return problems(self.path, self._catalog, self._current(), self.manifest)
-
-    # --- search ------------------------------------------------------------------------------------------------
-
-    def search(
-        self,
-        queries: NDArray[Any],
-        k: int,
-        *,
-        exact: bool = False,
-        effort: int | None = None,
-        filter: Filter | None = None,  # noqa: A002 - the word of the HTTP interface
-        exclude: Sequence[str | None] | None = None,
-    ) -> Hits:
-        """Find the nearest items of each query.
-
-        Args:
-            queries: float (B, D); any length but zero.
-            k: at least 1; all items come when there are fewer.
-            exact: compare with every stored vector.
-            effort: inverted lists to visit; default as tuned.
-            filter: what may be found; k results come whenever k items match.
-            exclude: one id (or None) a query, which it must not find; unknown ids exclude nothing.
-
-        Raises:
-            VectorError, ParameterError: a query or a parameter is out of range.
-        """
-        view = self._current()
-        queries = normalise(queries, view.dim)
-        if k < 1 or (effort is not None and effort < 1):
-            raise ParameterError(f"expected k and effort of at least 1, got k={k}, effort={effort}")
-        if exclude is not None and len(exclude) != len(queries):
-            raise ParameterError(
-                f"expected one id (or None) to exclude a query, got {len(exclude)} for {len(queries)}"
-            )
-        excluded = None if exclude is None else self._catalog.keys_of(exclude)
-        selection = None if filter is None else self._selection(filter, view)
-        set_threads(self._threads)
-        return view.search(queries, k, exact=exact, effort=effort, selection=selection, excluded=excluded)
-
-    def _selection(self, wanted: Filter, view: View) -> Selection:
-        codes: list[int] | None = None
-        if wanted.labels is not None:
-            codes = [code for code, name in enumerate(view.class_names) if name in wanted.labels]
-        matching = self._catalog.matching(wanted, codes) if wanted.conditions else None
-
-        def selection(keys: Integers, labels: Labels) -> Mask:
-            mask = np.ones(len(keys), bool) if codes is None else np.isin(labels, codes)
-            return mask if matching is None else mask & np.isin(keys, matching)
-
-        return selection
 
     # --- change ------------------------------------------------------------------------------------------------
 
@@ -370,9 +234,3 @@ class MemoryBank:
                 self.manifest, view = load(self.path, self._opened, verify=False)
                 self._view = view
             yield view
-
-    def _current(self) -> View:
-        view = self._view
-        if view is None:
-            raise BankError(f"expected an open bank, got {self.path}, which was closed")
-        return view

@@ -121,7 +121,11 @@ def load(folder: Path, opened: Opened, *, verify: bool) -> tuple[Manifest, View]
         pending=Layer(Pending(ledger.keys, ledger.labels, ledger.vectors)),
         dim=manifest.encoder.dim,
     )
-    return manifest, view.without(ledger.deleted) if len(ledger.deleted) else view
+    if len(ledger.deleted):
+        view = view.without(ledger.deleted)
+    if view.count != ledger.items:
+        raise damaged(folder / CATALOG, f"{ledger.items} items for {view.count} vectors")
+    return manifest, view
 
 
 def _is_stale(path: Path, committed: Manifest) -> bool:

@@ -427,7 +427,7 @@ def test_a_flipped_catalogue_gives_an_error_or_true_items_but_never_a_crash(bank
     path = bank.path / "catalog.sqlite"
     intact, truth, errors = path.read_bytes(), {item.id: item for item in items}, []
     rng = np.random.default_rng(0)
-    for place in [*range(0, 100, 3), *rng.integers(0, len(intact), 400).tolist()]:
+    for place in [*range(0, 100, 3), *rng.integers(0, len(intact), 200).tolist()]:
         flipped = bytearray(intact)
         flipped[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
@@ -642,6 +642,6 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 AnyHistory.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 test_any_history_leaves_what_a_dict_would_hold = AnyHistory.TestCase
