@@ -1,6 +1,7 @@
 """From pixels to embeddings: a torchvision residual network, its projection, nothing else.
 
-    uint8 or float pixels → normalise → backbone → features (B, F) → projection → embeddings (B, D)
+    pixels → normalise → four stages → features (B, F) → projection → embeddings (B, D)
+                              └ ─ ─ → descriptor, for the PCA head
 
 The network that training optimises, the one that online kNN measures and the one that export writes are the
 same object. Residual networks follow He et al. 2016 (arXiv:1512.03385), in torchvision's arrangement, so
@@ -32,7 +33,7 @@ class Network(nn.Module):
     """Backbone and projection.
 
     Attributes:
-        backbone: (B, 3, H, W) → (B, F), the pooled features.
+        backbone: the residual network without its classifier.
         projection: (B, F) → (B, D), not yet of unit length.
         feature_dim: F.
         precision: "bfloat16" runs the convolutions of training in that; evaluation is always float32, so that
@@ -40,7 +41,7 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, feature_dim: int, projection: nn.Module, precision: str = "float32"
+        self, backbone: ResNet, feature_dim: int, projection: nn.Module, precision: str = "float32"
     ) -> None:
         super().__init__()
         self.precision = precision
@@ -50,12 +51,31 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return the pooled features (B, F) of float pictures (B, 3, H, W) in 0…1."""
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Return the maps of the four stages, each (B, C, h, w), of float pictures (B, 3, H, W) in 0…1."""
+        body = self.backbone
         half = self.training and self.precision == "bfloat16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-            pooled = self.backbone((images - cast("Tensor", self.mean)) / cast("Tensor", self.std))
-        return cast("Tensor", pooled.float())
+            x = (images - cast("Tensor", self.mean)) / cast("Tensor", self.std)
+            x = body.maxpool(body.relu(body.bn1(body.conv1(x))))
+            maps = []
+            for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
+                x = stage(x)
+                maps.append(x)
+        return maps
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the pooled features (B, F): the average of the last stage, what the projection sees."""
+        return self.stages(images)[-1].float().mean(dim=(2, 3))
+
+    def descriptor(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return all four stages pooled, (B, …) each, the last one being the features.
+
+        The last stage tells what a picture's class is; the earlier ones tell colours, textures and, averaged over
+        quarters instead of the whole, where in the picture they are. A neighbour search wants all of it.
+        """
+        first, second, third, last = self.stages(images)
+        return _quarters(first), _quarters(second), third.mean(dim=(2, 3)), last.mean(dim=(2, 3))
 
     def project(self, features: Tensor) -> Tensor:
         """Return the unit embeddings, float32 (B, D), of pooled features (B, F)."""
@@ -90,6 +110,15 @@ def build(recipe: Recipe) -> Network:
     # channels_last is what convolutions want: 1.2 to 6 times faster on the CPUs tried, and on tensor cores.
     whole = Network(network, feature_dim, nn.Linear(feature_dim, recipe.dim), recipe.precision)
     return whole.to(memory_format=torch.channels_last)
+
+
+def _quarters(maps: Tensor) -> Tensor:
+    """Average each quarter of maps (B, C, h, w): (B, 4·C). With odd sides the quarters share the middle."""
+    height, width = maps.shape[-2:]
+    low, left = (height + 1) // 2, (width + 1) // 2
+    rows = (maps[:, :, :low], maps[:, :, height - low :])
+    quarters = [part for row in rows for part in (row[..., :left], row[..., width - left :])]
+    return torch.cat([quarter.mean(dim=(2, 3)) for quarter in quarters], dim=1)
 
 
 def _narrow(block: type[BasicBlock | Bottleneck], layers: list[int], width: float) -> ResNet:

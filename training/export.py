@@ -28,7 +28,7 @@ from training import checkpoints
 from training.backbone import Network, build
 from training.data import Pictures, load_pictures, preprocess_of
 from training.evaluation.knn import Evaluation, embed
-from training.evaluation.pca import Pca, fit_pca, unit
+from training.evaluation.pca import Pca, unit
 from training.methods import create
 from training.recipes import Recipe
 
@@ -43,18 +43,20 @@ class Graph(nn.Module):
 
     Attributes:
         network: backbone and trained projection.
-        head: (B, F) → (B, D), the projection or the PCA as a linear layer.
+        pca: (B, G) → (B, D), the PCA of the descriptor as a layer; None takes the trained projection.
     """
 
-    def __init__(self, network: Network, head: nn.Module) -> None:
+    def __init__(self, network: Network, pca: nn.Linear | None = None) -> None:
         super().__init__()
         self.network = network
-        self.head = head
+        self.pca = pca
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the embeddings, float32 (B, D)."""
         pixels = images.permute(0, 3, 1, 2).float() / 255
-        return F.normalize(self.head(self.network.features(pixels)), dim=1)
+        if self.pca is None:
+            return self.network.project(self.network.features(pixels))
+        return F.normalize(self.pca(torch.cat(self.network.descriptor(pixels), dim=1)), dim=1)
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,8 @@ def load_network(run: Path, recipe: Recipe, pictures: int, checkpoint: Literal["
 
 def export(network: Network, evaluation: Evaluation, spec: EncoderSpec, out: Path) -> Exported:
     """Write both candidates, measure them through ONNX Runtime, keep the better."""
-    features = embed(network, evaluation.train.prepared).features
-    recipe = evaluation.recipe
-    heads: dict[Head, Graph] = {
-        "projection": Graph(network, network.projection).eval(),
-        "pca": Graph(network, linear(fit_pca(features, recipe.dim, recipe.whiten))).eval(),
-    }
+    pca = embed(network, evaluation.train.prepared).fit_pca(evaluation.recipe)
+    heads: dict[Head, Graph] = {"projection": Graph(network).eval(), "pca": Graph(network, linear(pca)).eval()}
     models = {head: trace(graph, spec.preprocess.crop) for head, graph in heads.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:

@@ -32,6 +32,26 @@ def test_features_and_embeddings_have_their_widths(tiny_recipe, name, width, fea
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(2), atol=1e-5)
 
 
+def test_the_features_are_those_of_torchvision_s_own_forward(tiny_recipe):
+    network = build(tiny_recipe).eval()
+    images = torch.rand(2, 3, 16, 16)
+    normalised = (images - network.mean) / network.std
+    assert torch.allclose(network.features(images), network.backbone(normalised), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 24, 18])
+def test_the_descriptor_holds_quarters_of_the_early_stages_and_the_features_last(tiny_recipe, size):
+    network = build(tiny_recipe).eval()
+    images = torch.rand(2, 3, size, size)
+    first, second, third, last = network.descriptor(images)
+    assert [part.shape[1] for part in (first, second, third, last)] == [64, 128, 64, 128]
+    assert torch.equal(last, network.features(images))
+    maps = network.stages(images)[0]
+    if maps.shape[-1] % 2 == 0:
+        pooled = torch.nn.functional.adaptive_avg_pool2d(maps, 2)
+        assert torch.allclose(first, pooled.permute(0, 2, 3, 1).flatten(1), atol=1e-5)
+
+
 def test_public_weights_of_torchvision_fit_without_renaming(tiny_recipe):
     from torchvision.models import resnet18
 

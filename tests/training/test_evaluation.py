@@ -33,6 +33,15 @@ def test_pca_equals_a_singular_value_decomposition(count, features, whiten):
     assert np.allclose(fast @ fast.T, slow @ slow.T, atol=1e-3)
 
 
+def test_blocks_have_the_same_say_whatever_their_scale():
+    x = vectors(100, 20)
+    scaled = x * np.repeat([1, 1000], [12, 8]).astype(np.float32)
+    once, again = fit_pca(x, 6, 1.0, (12, 8))(x), fit_pca(scaled, 6, 1.0, (12, 8))(scaled)
+    assert np.allclose(once @ once.T, again @ again.T, atol=1e-3)
+    blind = fit_pca(scaled, 6, 1.0)(scaled)
+    assert not np.allclose(once @ once.T, blind @ blind.T, atol=0.1)
+
+
 def test_pca_gives_the_width_that_was_asked_for_even_without_that_many_directions():
     pca = fit_pca(vectors(5, 3), 8, 1.0)
     assert pca.components.shape == (3, 8)

@@ -101,7 +101,7 @@ def test_a_runtime_that_disagrees_with_torch_is_refused(exported, shapes_folder,
     other = build(tiny_recipe).eval()  # other weights
     pictures = load_pictures(shapes_folder, tiny_recipe)
     with pytest.raises(TrainingError, match="nothing was written"):
-        export.prove_parity(export.Graph(other, other.projection), encoder, pictures)
+        export.prove_parity(export.Graph(other), encoder, pictures)
 
 
 def test_other_pictures_than_the_run_s_are_refused_unless_they_are_asked_for(exported, tmp_path, shape_png):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator
+from torch import Generator, Tensor
 
 from index.errors import TrainingError
 from index.images import Pixels
@@ -20,7 +20,7 @@ from index.knn import KnnProtocol, Vectors, accuracy, leave_one_out, top_k
 from training.augment import view
 from training.backbone import Network
 from training.data import Pictures
-from training.evaluation.pca import fit_pca, unit
+from training.evaluation.pca import Pca, fit_pca, unit
 from training.recipes import Recipe
 
 _BATCH = 256
@@ -36,10 +36,18 @@ class Embedded:
     Attributes:
         features: float32 (N, F), pooled, as they come.
         projection: float32 (N, D), unit rows.
+        descriptor: float32 (N, G), all stages pooled.
+        blocks: widths of the stages in the descriptor; they add up to G.
     """
 
     features: Vectors
     projection: Vectors
+    descriptor: Vectors
+    blocks: tuple[int, ...]
+
+    def fit_pca(self, recipe: Recipe) -> Pca:
+        """Fit a recipe's PCA head: descriptor (N, G) → (N, D)."""
+        return fit_pca(self.descriptor, recipe.dim, recipe.whiten, self.blocks)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Scores:
 
     Attributes:
         projection: with the trained head.
-        pca: with the PCA head on the pooled features.
+        pca: with the PCA head on the descriptor.
         features: with the pooled features themselves.
     """
 
@@ -102,7 +110,7 @@ class Evaluation:
     def measure(self, network: Network) -> Scores:
         """Return the scores of a network; its mode (training or not) is restored."""
         train = embed(network, self.train.prepared)
-        pca = fit_pca(train.features, self.recipe.dim, self.recipe.whiten)
+        pca = train.fit_pca(self.recipe)
         other = None
         if not self.train.labelled:
             other = embed(network, self.view_pixels())
@@ -110,7 +118,7 @@ class Evaluation:
             other = embed(network, self.test.prepared)
         return Scores(
             projection=self.score(train.projection, other.projection if other else None),
-            pca=self.score(pca(train.features), pca(other.features) if other else None),
+            pca=self.score(pca(train.descriptor), pca(other.descriptor) if other else None),
             features=self.score(unit(train.features), unit(other.features) if other else None),
         )
 
@@ -136,15 +144,22 @@ def embed(network: Network, pixels: Pixels) -> Embedded:
     device = next(network.parameters()).device
     training = network.training
     network.eval()
-    features, projections = [], []
+    parts: list[tuple[Tensor, ...]] = []
+    projections = []
     with torch.inference_mode():
         for start in range(0, len(pixels), _BATCH):
             part = torch.from_numpy(pixels[start : start + _BATCH]).to(device).permute(0, 3, 1, 2)
-            pooled = network.features(part.float() / 255)
-            features.append(pooled.cpu())
-            projections.append(network.project(pooled).cpu())
+            pooled = network.descriptor(part.float() / 255)
+            parts.append(tuple(stage.cpu() for stage in pooled))
+            projections.append(network.project(pooled[-1]).cpu())
     network.train(training)
-    return Embedded(torch.cat(features).numpy(), unit(torch.cat(projections).numpy()))
+    stages = [torch.cat(stage).numpy() for stage in zip(*parts, strict=True)]
+    return Embedded(
+        features=stages[-1],
+        projection=unit(torch.cat(projections).numpy()),
+        descriptor=np.concatenate(stages, axis=1),
+        blocks=tuple(stage.shape[1] for stage in stages),
+    )
 
 
 def _small_pixels(pixels: Pixels) -> Vectors:
