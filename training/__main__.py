@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         "--test", type=Path, metavar="PATH", help="labelled pictures to classify; default: leave-one-out"
     )
     pretrain.add_argument(
-        "--labels", choices=("none", "folders"), default="folders",
+        "--labels",
+        choices=("none", "folders"),
+        default="folders",
         help="labels only measure, they are never trained on; default: class folders, or the table's label column",
     )
     pretrain.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
@@ -95,7 +97,11 @@ def _pretrain(options: argparse.Namespace) -> int:
     from training.runs import start  # torch: only once the command line is known to be good
 
     scores = start(
-        recipe, data=options.data, test=options.test, labels=options.labels == "folders", folder=options.out,
+        recipe,
+        data=options.data,
+        test=options.test,
+        labels=options.labels == "folders",
+        folder=options.out,
         threads=options.threads,
     )
     return 0 if scores else 130
@@ -105,7 +111,11 @@ def _export(options: argparse.Namespace) -> int:
     from training.export import export_run
 
     report = export_run(
-        options.run_folder, options.out, data=options.data, test=options.test, checkpoint=options.checkpoint,
+        options.run_folder,
+        options.out,
+        data=options.data,
+        test=options.test,
+        checkpoint=options.checkpoint,
         name=options.name,
     )
     print(report)

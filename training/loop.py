@@ -6,7 +6,6 @@ to the bit on one CPU process.
 """
 
 import contextlib
-import json
 import math
 import signal
 import sys
@@ -21,8 +20,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from index.errors import TrainingError
-from index.files import write_atomically
-from training import checkpoints, collapse
+from training import checkpoints, collapse, metrics
 from training.backbone import build
 from training.data import Pictures
 from training.evaluation.knn import Evaluation, Scores
@@ -31,6 +29,7 @@ from training.recipes import Recipe
 from training.schedules import learning_rate
 
 _SAVE_SECONDS = 60.0  # a killed run loses at most this much work
+_TELL_SECONDS = 30.0  # within a long epoch, a sign of life
 _ORDER, _STEP, _WEIGHTS = range(3)  # streams of the seed
 
 
@@ -85,7 +84,7 @@ class Training:
         """
         self._resume()
         scores = None
-        saved = time.monotonic()
+        saved = told = time.monotonic()
         last = self.recipe.epochs * self.steps_per_epoch
         with self._stopping_politely():
             if self.state.step == 0:
@@ -95,6 +94,10 @@ class Training:
                 ended = self.state.step % self.steps_per_epoch == 0
                 if ended:
                     scores = self._end_epoch()
+                    told = time.monotonic()
+                elif time.monotonic() - told >= _TELL_SECONDS:
+                    self._print_step()
+                    told = time.monotonic()
                 if (ended and self.state.step == last) or time.monotonic() - saved >= self._save_seconds:
                     self.save()
                     saved = time.monotonic()
@@ -159,19 +162,19 @@ class Training:
         line: dict[str, Any] = {"epoch": epoch, "lr": rate, **means, "seconds": round(self.state.seconds, 1)}
         if scores:
             line |= {"knn_projection": scores.projection, "knn_pca": scores.pca, "knn_features": scores.features}
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        metrics.append(self.folder, line)
         self._print_epoch(epoch, means, rate, scores)
         return scores
 
     def _print_start(self) -> None:
-        baseline = self.evaluation.baseline()
-        write_atomically(self.folder / "metrics.jsonl", (json.dumps({"baseline": baseline}) + "\n").encode())
-        dim = self.recipe.dim
         report(f"measuring {self.evaluation.describe()}")
-        report(f"raw pixels (PCA-{dim})                         {baseline:.4f}   ← the line to rise above")
-        scores = self.evaluation.measure(self.method.network)
-        report(f"untrained network: projection {scores.projection:.4f}  pca {scores.pca:.4f}")
+        pixels = self.evaluation.baseline()
+        untrained = self.evaluation.measure(self.method.network)
+        metrics.begin(self.folder, {"raw_pixels": pixels, "untrained": untrained.best})
+        report(
+            f"to rise above: raw pixels, PCA-{self.recipe.dim}: {pixels:.4f}; untrained network, "
+            f"the better of both heads: {untrained.best:.4f}"
+        )
 
     def _print_epoch(self, epoch: int, means: dict[str, float], rate: float, scores: Scores | None) -> None:
         done = self.state.step * self.recipe.batch_size / max(self.state.seconds, 1e-9)
@@ -185,6 +188,13 @@ class Training:
             text += f"  kNN projection {scores.projection:.4f}  pca {scores.pca:.4f}"
         report(text)
 
+    def _print_step(self) -> None:
+        epoch, position = divmod(self.state.step, self.steps_per_epoch)
+        loss = self.state.sums["loss"] / position
+        rate = self.state.step * self.recipe.batch_size / max(self.state.seconds, 1e-9)
+        steps = f"step {position}/{self.steps_per_epoch}"
+        report(f"  epoch {epoch + 1:>4}  {steps}  loss {loss:.4f}  {rate:.0f} pictures/s")
+
     def _resume(self) -> None:
         newest = checkpoints.latest(self.folder)
         if newest is None:
@@ -194,15 +204,8 @@ class Training:
         self.optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"])
         self.state = State(**saved["state"])
-        self._cut_metrics(self.state.step // self.steps_per_epoch)
+        metrics.cut(self.folder, self.state.step // self.steps_per_epoch)
         report(f"resuming {self.folder} at step {self.state.step:,} ({newest.name})")
-
-    def _cut_metrics(self, epochs: int) -> None:
-        """Drop the lines of epochs that the checkpoint has not seen: they will be written again."""
-        path = self.folder / "metrics.jsonl"
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-        kept = [line for line in lines if json.loads(line).get("epoch", 0) <= epochs]
-        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
 
     def _everything(self) -> dict[str, Any]:
         return {

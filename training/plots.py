@@ -1,15 +1,14 @@
 """Learning curves of one or more runs as a picture."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-from index.errors import CheckpointError, ExtraMissingError
+from index.errors import ExtraMissingError
 from index.files import replacing
+from training.metrics import read
 
 
 def plot(runs: list[Path], out: Path) -> None:
-    """Draw kNN (with the raw-pixel line) and loss against the epoch, one colour a run.
+    """Draw kNN (with the lines to rise above) and loss against the epoch, one colour a run.
 
     Args:
         runs: folders of runs.
@@ -22,17 +21,18 @@ def plot(runs: list[Path], out: Path) -> None:
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     for number, run in enumerate(runs):
-        baseline, lines = read_metrics(run)
+        metrics = read(run)
         colour, name = f"C{number}", run.resolve().name
-        measured = [line for line in lines if "knn_pca" in line]
-        epochs = [line["epoch"] for line in measured]
-        accuracy.plot(epochs, [line["knn_pca"] for line in measured], colour, label=f"{name}, PCA head")
-        accuracy.plot(
-            epochs, [line["knn_projection"] for line in measured], f"{colour}--", label=f"{name}, projection"
-        )
-        if baseline is not None:
-            accuracy.axhline(baseline, color=colour, linestyle=":", label=f"{name}, raw pixels")
-        loss.plot([line["epoch"] for line in lines], [line["loss"] for line in lines], colour, label=name)
+        for head, style in (("pca", "-"), ("projection", "--")):
+            curve = metrics.curve(f"knn_{head}")
+            accuracy.plot(curve.keys(), curve.values(), colour + style, label=f"{name}, {head}")
+        for baseline, style in (("raw_pixels", ":"), ("untrained", "-.")):
+            if baseline in metrics.baselines:
+                height = metrics.baselines[baseline]
+                label = f"{name}, {baseline.replace('_', ' ')}"
+                accuracy.axhline(height, color=colour, linestyle=style, linewidth=1, label=label)
+        curve = metrics.curve("loss")
+        loss.plot(curve.keys(), curve.values(), colour, label=name)
     accuracy.set(xlabel="epoch", ylabel="kNN top-1")
     loss.set(xlabel="epoch", ylabel="loss")
     for axes in (accuracy, loss):
@@ -40,17 +40,3 @@ def plot(runs: list[Path], out: Path) -> None:
         axes.legend(fontsize=7)
     with replacing(out) as temporary:
         figure.savefig(temporary, format=out.suffix.lstrip(".") or "png")
-
-
-def read_metrics(run: Path) -> tuple[float | None, list[dict[str, Any]]]:
-    """Return the raw-pixel baseline of a run, and its epochs.
-
-    Raises:
-        CheckpointError: the folder holds no metrics.
-    """
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise CheckpointError(f"expected a run in {run}, got a folder without metrics.jsonl")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    baseline = next((line["baseline"] for line in lines if "baseline" in line), None)
-    return baseline, [line for line in lines if "epoch" in line]

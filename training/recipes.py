@@ -133,6 +133,7 @@ class Recipe:
         """Return the recipe as JSON values, nested parts as objects."""
         return dict(json.loads(json.dumps(dataclasses.asdict(self))))
 
+
 def from_json(values: dict[str, Any]) -> Recipe:
     """Return the recipe that `Recipe.to_json` wrote."""
     parts = {"augment": Augmentation(**values["augment"]), "npid": Npid(**values["npid"])}

@@ -9,7 +9,7 @@ import torch
 
 from index.cores import available_cores
 from index.errors import TrainingError
-from training import checkpoints
+from training import checkpoints, metrics
 from training.data import Pictures, load_pictures, write_skipped
 from training.evaluation.knn import Evaluation, Scores
 from training.loop import Training, report
@@ -50,6 +50,7 @@ def start(
             f"finished: {evaluation.describe()}: projection {scores.projection:.4f}, PCA head {scores.pca:.4f}, "
             f"pooled features {scores.features:.4f}"
         )
+        report(metrics.read(folder).verdict())
         report(f"next: python -m training export {folder} --out encoder.onnx")
     return scores
 

@@ -11,8 +11,14 @@ from training.__main__ import main
 TINY = [
     f"--set={setting}"
     for setting in (
-        "image_size=16", "cache_size=20", "width=0.25", "stem=half",
-        "batch_size=8", "epochs=2", "warmup=0", "knn_k=5",
+        "image_size=16",
+        "cache_size=20",
+        "width=0.25",
+        "stem=half",
+        "batch_size=8",
+        "epochs=2",
+        "warmup=0",
+        "knn_k=5",
     )
 ]
 
@@ -51,7 +57,7 @@ def test_from_pictures_to_an_encoder_and_curves(shapes_folder, tmp_path):
     first = python(*command)
     assert first.returncode == 0, first.stderr
     assert "kNN-5 τ=0.07, leave-one-out, 32 pictures, 4 classes" in first.stderr
-    assert "the line to rise above" in first.stderr
+    assert "to rise above: raw pixels, PCA-128: 0." in first.stderr
     assert "epoch    2/2" in first.stderr
     assert f"next: python -m training export {run}" in first.stderr
     again = python(*command)

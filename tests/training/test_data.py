@@ -40,11 +40,13 @@ def test_labels_can_be_left_unread(tiny_recipe, shapes_folder):
 
 def test_a_parquet_file_gives_the_same_pictures(tiny_recipe, shapes_folder, tmp_path):
     files = sorted(shapes_folder.rglob("*.png"))
-    table = pa.table({
-        "id": [file.relative_to(shapes_folder).as_posix() for file in files],
-        "image": [file.read_bytes() for file in files],
-        "label": [file.parent.name for file in files],
-    })
+    table = pa.table(
+        {
+            "id": [file.relative_to(shapes_folder).as_posix() for file in files],
+            "image": [file.read_bytes() for file in files],
+            "label": [file.parent.name for file in files],
+        }
+    )
     parquet.write_table(table, tmp_path / "shapes.parquet")
     assert (
         load_pictures(tmp_path / "shapes.parquet", tiny_recipe).fingerprint()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from index.errors import CheckpointError, CollapseError, TrainingError
-from training import checkpoints, collapse
+from training import checkpoints, collapse, metrics
 from training.data import load_pictures
 from training.evaluation.knn import Evaluation
 from training.loop import Training
@@ -54,9 +54,10 @@ def same(a, b):
     return a == b
 
 
-def metrics(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+def curves(folder):
+    written = metrics.read(folder)
+    epochs = [{key: value for key, value in line.items() if key != "seconds"} for line in written.epochs]
+    return written.baselines, epochs
 
 
 def child(recipe, data, out):
@@ -86,7 +87,7 @@ def test_killed_at_a_random_step_and_resumed_equals_never_killed_to_the_bit(
     assert process.returncode == -signal.SIGKILL
     training(recipe, shapes_folder, run).run()
     assert same(everything(tmp_path / "straight"), everything(run)), f"killed at step {stop_at} or later"
-    assert metrics(tmp_path / "straight") == metrics(run)
+    assert curves(tmp_path / "straight") == curves(run)
 
 
 def test_ctrl_c_saves_at_the_next_step_and_says_how_to_go_on(tiny_recipe, shapes_folder, tmp_path):
@@ -117,7 +118,7 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tiny_recipe, shapes_fold
     names = sorted(path.name for path in (tmp_path / "run").glob("*.pt"))
     assert names == ["best.pt", "checkpoint-000000011.pt", "checkpoint-000000012.pt"]
     best = checkpoints.load(tmp_path / "run" / "best.pt")["state"]
-    scores = [max(line["knn_pca"], line["knn_projection"]) for line in metrics(tmp_path / "run")[1:]]
+    scores = [max(line["knn_pca"], line["knn_projection"]) for line in metrics.read(tmp_path / "run").epochs]
     assert best["best"] == max(scores)
 
 
