@@ -114,7 +114,13 @@ def read_recipe(folder: Path) -> tuple[Recipe, dict[str, Any]]:
 def _write(path: Path, state: Mapping[str, Any]) -> None:
     out = io.BytesIO()
     torch.save({**state, "format_version": FORMAT_VERSION}, out)
-    write_atomically(path, out.getvalue())
+    try:
+        write_atomically(path, out.getvalue())
+    except OSError as error:
+        raise CheckpointError(
+            f"expected to write {len(out.getvalue()) / 1e6:.0f} MB to {path}, got: {error.strerror}; the checkpoint "
+            "before it is whole, and the same command goes on from there"
+        ) from error
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

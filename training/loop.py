@@ -181,8 +181,9 @@ class Training:
         left = self.state.seconds / epoch * (self.recipe.epochs - epoch)
         text = (
             f"epoch {epoch:>4}/{self.recipe.epochs}  loss {means['loss']:7.4f}  lr {rate:.5f}  "
-            f"spread {means['spread']:.2f}  alignment {means['alignment']:.2f}  {done:5.0f} pictures/s  "
-            f"{_duration(left)} left"
+            f"spread {means['spread']:.2f}  "
+            + (f"alignment {means['alignment']:.2f}  " if "alignment" in means else "")
+            + f"{done:5.0f} pictures/s  {_duration(left)} left"
         )
         if scores:
             text += f"  kNN projection {scores.projection:.4f}  pca {scores.pca:.4f}"

@@ -191,6 +191,18 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_still_works(tiny_rec
     assert same(whole, everything(run))
 
 
+def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays_whole(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, 1, {"x": torch.zeros(3)})
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
+    with pytest.raises(CheckpointError, match="got: No space left on device; the checkpoint before it is whole"):
+        checkpoints.save(tmp_path, 2, {"x": torch.zeros(3)})
+    assert checkpoints.load(checkpoints.latest(tmp_path))["x"].tolist() == [0, 0, 0]
+
+
 def test_a_checkpoint_cannot_run_code(tmp_path):
     class Evil:
         def __reduce__(self):
