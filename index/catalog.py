@@ -112,9 +112,9 @@ class Catalog:
         with self._database.reading() as run:
             return read_ledger(run, self._path)
 
-    def fold_log(self) -> None:
-        """Empty the write-ahead log into the file."""
-        self._database.fold_log()
+    def shrink(self) -> None:
+        """Give the room of what a compaction moved out of the journal back to the disk."""
+        self._database.shrink()
 
     # --- changes -----------------------------------------------------------------------------------------------
 

@@ -3,8 +3,10 @@
 import json
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from index.database import Run
 from index.errors import ItemNotFoundError
@@ -12,6 +14,21 @@ from index.filters import storable
 from index.items import Item, metadata_text
 from index.journal import class_crc, journal_crc
 from index.knn import Integers, Vectors
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """What an insertion gave out.
+
+    Attributes:
+        keys: int64 (B,), one an item.
+        labels: int32 (B,), class codes; -1 = none.
+        class_names: all names since, position = class code.
+    """
+
+    keys: Integers
+    labels: NDArray[np.int32]
+    class_names: tuple[str, ...]
 
 
 class Change:
@@ -28,7 +45,7 @@ class Change:
         """Return those ids that an item has."""
         return [id_ for id_ in ids if self._key(id_) is not None]
 
-    def insert(self, items: Sequence[Item], vectors: Vectors, class_names: Sequence[str]) -> "Inserted":
+    def insert(self, items: Sequence[Item], vectors: Vectors, class_names: Sequence[str]) -> Inserted:
         """Add items, whose ids are free, and their vectors (B, D) to the catalogue and the journal.
 
         Args:
@@ -90,15 +107,6 @@ class Change:
     def _record(self, op: str, key: int, code: int | None, vector: bytes | None) -> None:
         row = (op, key, vector, journal_crc(op, key, code, vector))
         self._run("INSERT INTO journal (op, key, vector, crc) VALUES (?, ?, ?, ?)", row)
-
-
-class Inserted:
-    """Keys int64 (B,), class codes int32 (B,) (-1 = none) of inserted items, and all class names since."""
-
-    def __init__(
-        self, keys: Integers, labels: "np.ndarray[tuple[int], np.dtype[np.int32]]", names: tuple[str, ...]
-    ) -> None:
-        self.keys, self.labels, self.class_names = keys, labels, names
 
 
 def item_crc(*row: object) -> int:

@@ -31,6 +31,8 @@ class Database:
                 self._writer = self._connect("rwc" if create else "rw")
                 try:
                     if create:
+                        # Before the first page is written, or it has no effect; see shrink.
+                        self._writer.execute("PRAGMA auto_vacuum = INCREMENTAL")
                         self._writer.execute(f"PRAGMA application_id = {_APPLICATION}")
                     self._writer.execute("PRAGMA journal_mode = WAL")
                     # A commit is an fsync of the log: what was acknowledged survives a power cut.
@@ -80,10 +82,11 @@ class Database:
                     self._writer.execute("ROLLBACK")
                 raise
 
-    def fold_log(self) -> None:
-        """Fold the write-ahead log into the file and empty it; a reader may make this wait for another time."""
+    def shrink(self) -> None:
+        """Give free pages back to the disk, and empty the log into the file; a reader may keep the log for now."""
         if self._writer is not None:
             with self._in_our_words():
+                self._writer.executescript("PRAGMA incremental_vacuum")  # execute would free one page only
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _connect(self, mode: str) -> sqlite3.Connection:

@@ -185,7 +185,7 @@ class MemoryBank(OpenBank):
             merge: merge all segments into the new one; otherwise it stands beside them.
 
         Raises:
-            StorageFullError, BankReadOnlyError: the bank is as before.
+            StorageFullError, BankReadOnlyError: nothing is lost, and searches go on; repeat it later.
         """
         if index not in {"auto", "flat", "ivf"}:
             raise ParameterError(f"expected the index auto, flat or ivf, got {index!r}")
@@ -220,7 +220,7 @@ class MemoryBank(OpenBank):
                 self.manifest, self._view = manifest, view
                 write_atomically(self.path / MANIFEST, manifest.to_json().encode())
                 sweep(self.path, {entry.name for entry in entries})
-                self._catalog.fold_log()
+                self._catalog.shrink()
 
     @contextmanager
     def _writing(self) -> Iterator[View]:

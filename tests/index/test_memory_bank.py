@@ -461,6 +461,17 @@ def test_a_lost_catalogue_or_segment_is_named(bank):
         MemoryBank.open(bank.path)
 
 
+def test_a_vanished_item_is_noticed_when_the_bank_opens(bank):
+    bank.add(items_of(0, 40), vectors_of(1, 40))
+    bank.compact()
+    bank.close()
+    with closing(sqlite3.connect(bank.path / "catalog.sqlite", isolation_level=None)) as vandal:
+        vandal.execute("DELETE FROM items WHERE id = 'i00003'")
+    for read_only in (True, False):
+        with pytest.raises(BankDamagedError, match=r"catalog\.sqlite.*39 items for 40 vectors"):
+            MemoryBank.open(bank.path, read_only=read_only)
+
+
 def test_verify_finds_what_disagrees(bank):
     bank.add(items_of(0, 40), vectors_of(1, 40))
     bank.compact()
@@ -478,6 +489,16 @@ def test_verify_finds_what_disagrees(bank):
         "2 vectors belong to no item",
         "manifest.json",
     ]
+
+
+def test_a_compaction_gives_the_room_of_the_journal_back(bank):
+    bank.add([Item(f"{n}") for n in range(5000)], vectors_of(1, 5000))
+    bank.delete([f"{n}" for n in range(100, 5000)])
+    before = sum(path.stat().st_size for path in bank.path.rglob("*") if path.is_file())
+    bank.compact()
+    after = sum(path.stat().st_size for path in bank.path.rglob("*") if path.is_file())
+    assert after < before / 3
+    assert bank.verify() == []
 
 
 def test_a_full_disk_during_a_compaction_leaves_the_bank_as_it_was(bank, monkeypatch):
