@@ -118,8 +118,8 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
         write_atomically(path, out.getvalue())
     except OSError as error:
         raise CheckpointError(
-            f"expected to write {len(out.getvalue()) / 1e6:.0f} MB to {path}, got: {error.strerror}; the checkpoint "
-            "before it is whole, and the same command goes on from there"
+            f"expected to write {len(out.getvalue()) / 1e6:.0f} MB to {path}, got: {error.strerror}; the "
+            "checkpoint before it is whole, and the same command goes on from there"
         ) from error
 
 

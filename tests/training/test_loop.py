@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_still_works(tiny_rec
 def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays_whole(tmp_path, monkeypatch):
     checkpoints.save(tmp_path, 1, {"x": torch.zeros(3)})
 
-    def full(path, data):
+    def full(_path, _data):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "write_atomically", full)
