@@ -12,7 +12,6 @@ from index.database import Run
 from index.errors import ItemNotFoundError
 from index.filters import storable
 from index.items import Item, metadata_text
-from index.journal import class_crc, journal_crc
 from index.knn import Integers, Vectors
 
 
@@ -112,3 +111,13 @@ class Change:
 def item_crc(*row: object) -> int:
     """Return the CRC-32 of an item's row and its label: SQLite checks its structure, but not its content."""
     return zlib.crc32(json.dumps(row, default=repr).encode())  # a damaged row may hold bytes
+
+
+def journal_crc(op: object, key: object, code: object, vector: object) -> int:
+    """Return the CRC-32 of a journal entry: SQLite checks its structure, but not its content."""
+    return zlib.crc32(vector if isinstance(vector, bytes) else b"", zlib.crc32(f"{op} {key} {code}".encode()))
+
+
+def class_crc(code: object, name: object) -> int:
+    """Return the CRC-32 of a class."""
+    return zlib.crc32(f"{code} {name!s}".encode())

@@ -87,7 +87,9 @@ class Database:
         if self._writer is not None:
             with self._in_our_words():
                 self._writer.executescript("PRAGMA incremental_vacuum")  # execute would free one page only
+                self._writer.execute("PRAGMA busy_timeout = 0")  # a reader of the log is not worth waiting for
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._writer.execute(f"PRAGMA busy_timeout = {_WAIT * 1000:.0f}")
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         suffix = "&immutable=1" if self._immutable else ""

@@ -1,12 +1,12 @@
 """The journal: changes that are on disk but in no segment yet, and how they are read back when a bank opens."""
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.changes import class_crc, journal_crc
 from index.database import Run
 from index.knn import Integers, Vectors
 from index.manifest import Manifest, damaged
@@ -33,16 +33,6 @@ class Ledger:
     labels: NDArray[np.int32]
     vectors: Vectors
     deleted: Integers
-
-
-def journal_crc(op: object, key: object, code: object, vector: object) -> int:
-    """Return the CRC-32 of a journal entry: SQLite checks its structure, but not its content."""
-    return zlib.crc32(vector if isinstance(vector, bytes) else b"", zlib.crc32(f"{op} {key} {code}".encode()))
-
-
-def class_crc(code: object, name: object) -> int:
-    """Return the CRC-32 of a class."""
-    return zlib.crc32(f"{code} {name!s}".encode())
 
 
 def read_ledger(run: Run, path: Path) -> Ledger:
