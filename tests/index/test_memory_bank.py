@@ -325,32 +325,60 @@ def test_a_closed_bank_says_so(bank):
             use()
 
 
-def test_a_reader_needs_no_writable_folder():
-    """As another user, because root may write anywhere."""
-    home = Path(tempfile.mkdtemp())  # tmp_path is closed to other users
-    home.chmod(0o755)
-    with MemoryBank.create(home / "bank", encoder=ENCODER) as bank:
-        bank.add(items_of(0, 50), vectors_of(1, 50))
-        bank.compact()
-        bank.add(items_of(50, 60), vectors_of(2, 10))
-    for path in [home / "bank", *(home / "bank").rglob("*")]:
+def as_nobody(home, code):
+    """Run code as a user who may write nothing in `home` (root may write anywhere); return what it printed."""
+    for path in [home, *home.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    code = f"""
+    prologue = f"""
 import mmap, os  # before the interpreter's own files become unreadable
 from index.memory_bank import MemoryBank
 from index.errors import BankReadOnlyError
 if os.geteuid() == 0: os.setuid(65534)
-with MemoryBank.open({str(home / "bank")!r}, read_only=True) as bank:
-    assert bank.count == 60 and bank.verify() == []
-try: MemoryBank.open({str(home / "bank")!r})
-except BankReadOnlyError as error: print(error)
+path = {str(home / "bank")!r}
 """
     root = Path(__file__).parents[2]
-    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("expected a folder that can be written, got")
-    for path in [home / "bank", *(home / "bank").rglob("*")]:
+    command = [sys.executable, "-c", prologue + code]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    for path in [home, *home.rglob("*")]:
         path.chmod(0o755)
+    shutil.rmtree(home)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that other users can reach, which pytest's own cannot."""
+    return Path(tempfile.mkdtemp())
+
+
+def test_a_reader_needs_no_writable_folder(open_folder):
+    with MemoryBank.create(open_folder / "bank", encoder=ENCODER) as bank:
+        bank.add(items_of(0, 50), vectors_of(1, 50))
+        bank.compact()
+        bank.add(items_of(50, 60), vectors_of(2, 10))
+    code = """
+with MemoryBank.open(path, read_only=True) as bank:
+    assert bank.count == 60 and bank.verify() == []
+try: MemoryBank.open(path)
+except BankReadOnlyError as error: print(error)
+"""
+    assert as_nobody(open_folder, code).startswith("expected a folder that can be written, got")
+
+
+@pytest.mark.parametrize("index_of_the_log", [True, False])
+def test_a_reader_never_overlooks_a_log_that_it_cannot_replay(bank, open_folder, index_of_the_log):
+    bank.add(items_of(0, 50), vectors_of(1, 50))
+    shutil.copytree(bank.path, open_folder / "bank")  # as a crash leaves it
+    if not index_of_the_log:
+        (open_folder / "bank" / "catalog.sqlite-shm").unlink()
+    code = """
+try:
+    with MemoryBank.open(path, read_only=True) as bank: print(bank.count)
+except BankReadOnlyError as error: print(error)
+"""
+    printed = as_nobody(open_folder, code)
+    assert printed == "50\n" or printed.startswith("expected a bank that was closed in order, got")
 
 
 def test_a_reader_survives_that_the_writer_compacts(bank):
