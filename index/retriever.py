@@ -7,7 +7,7 @@ from index.encoder import Encoder
 from index.errors import BankHasNoLabelsError
 from index.filters import Filter
 from index.images import DEFAULT_LIMITS, ImageLimits
-from index.knn import KnnProtocol, Vectors, normalise, vote
+from index.knn import KnnProtocol, Vectors, Votes, normalise, vote
 from index.memory_bank import Hits, Item, MemoryBank
 
 # Without a measured protocol in the encoder: the evaluation setting of Wu et al. 2018.
@@ -136,7 +136,10 @@ class Retriever:
             protocol: None takes the one of the encoder's measured accuracy.
             votes: how many voters to return.
             min_confidence: abstain below this share.
-            exact, effort, filter, exclude: as in `search`.
+            exact: as in `search`.
+            effort: as in `search`.
+            filter: as in `search`.
+            exclude: as in `search`.
 
         Raises:
             BankHasNoLabelsError: no item of the bank has a label.
@@ -149,31 +152,19 @@ class Retriever:
                 "expected labelled items, got a bank without any; build it from class folders"
             )
         outcome = vote(hits.labels, hits.similarities, len(names), protocol.temperature)
-        answers = []
-        for query, winner in enumerate(outcome.winners):
-            scores = outcome.scores[query]
-            order = sorted(scores.nonzero()[0], key=lambda code: (code != winner, -scores[code]))  # noqa: B023
-            confidence = float(scores[winner]) if winner >= 0 else 0.0
-            abstained = bool(winner < 0 or confidence < min_confidence)
-            answers.append(
-                Classification(
-                    label=None if abstained else names[winner],
-                    confidence=confidence,
-                    abstained=abstained,
-                    scores=[(names[code], float(scores[code])) for code in order],
-                    votes=self._voters(hits, query, outcome.weights[query].tolist(), votes),
-                )
-            )
-        return answers
+        return [
+            _verdict(outcome, query, names, self._voters(hits, query, outcome, votes), min_confidence)
+            for query in range(len(hits.keys))
+        ]
 
-    def _voters(self, hits: Hits, query: int, weights: list[float], limit: int) -> list[Vote]:
-        names = self.bank.class_names
+    def _voters(self, hits: Hits, query: int, outcome: Votes, limit: int) -> list[Vote]:
         voting = (hits.labels[query] >= 0).nonzero()[0][:limit]
         items = self.bank.items(hits.keys[query][voting])
+        similarities, weights = hits.similarities[query], outcome.weights[query]
         return [
-            Vote(item.id, names[hits.labels[query, at]], float(hits.similarities[query, at]), weights[at])
+            Vote(item.id, item.label, float(similarities[at]), float(weights[at]))
             for at, item in zip(voting, items, strict=True)
-            if item is not None
+            if item is not None and item.label is not None
         ]
 
     def _hits(
@@ -188,3 +179,20 @@ class Retriever:
     ) -> Hits:
         unit = normalise(queries, self.encoder.dim)
         return self.bank.search(unit, k, exact=exact, effort=effort, filter=filter, exclude=exclude)
+
+
+def _verdict(
+    outcome: Votes, query: int, names: Sequence[str], votes: list[Vote], min_confidence: float
+) -> Classification:
+    """Put one query's vote into words, its winner first among equal scores."""
+    winner, scores = int(outcome.winners[query]), outcome.scores[query]
+    confidence = float(scores[winner]) if winner >= 0 else 0.0
+    abstained = winner < 0 or confidence < min_confidence
+    order = sorted(scores.nonzero()[0], key=lambda code: (code != winner, -scores[code]))
+    return Classification(
+        label=None if abstained else names[winner],
+        confidence=confidence,
+        abstained=abstained,
+        scores=[(names[code], float(scores[code])) for code in order],
+        votes=votes,
+    )
