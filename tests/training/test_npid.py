@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Generator, nn
+from torch import Generator
 
 from index.errors import RecipeError
-from training.backbone import Network
+from training.backbone import build
 from training.methods import Batch, npid
 from training.methods.npid import NPID
 from training.recipes import Npid, Recipe
@@ -22,9 +22,10 @@ def unit(count, seed, dim=DIM):
 
 def method(pictures=PICTURES, **options):
     torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    recipe = Recipe(name="test", about="", image_size=8, cache_size=8, npid=Npid(**options))
-    return NPID(Network(body, 16, nn.Linear(16, DIM)), recipe, pictures)
+    recipe = Recipe(
+        name="test", about="", image_size=8, cache_size=8, width=0.25, stem="full", npid=Npid(**options)
+    )
+    return NPID(build(recipe), recipe, pictures)
 
 
 def batch(method, count=6, seed=5):
