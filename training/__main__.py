@@ -16,6 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     except LookalikeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -129,7 +129,10 @@ def export_run(
         },
         git_commit=_git_commit(),
     )
-    return export(network, evaluation, spec, out)
+    try:
+        return export(network, evaluation, spec, out)
+    except OSError as error:
+        raise TrainingError(f"expected to write {out}, got: {error.strerror}; choose another --out") from error
 
 
 def load_network(run: Path, recipe: Recipe, pictures: int, checkpoint: Literal["last", "best"]) -> Network:

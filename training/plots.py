@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from index.errors import ExtraMissingError
+from index.errors import ExtraMissingError, ParameterError
 from index.files import replacing
 from training.metrics import read
+
+_FORMATS = (".png", ".svg", ".pdf")
 
 
 def plot(runs: list[Path], out: Path) -> None:
@@ -18,6 +20,8 @@ def plot(runs: list[Path], out: Path) -> None:
         from matplotlib.figure import Figure  # noqa: PLC0415 - heavy, and no window system is touched this way
     except ImportError as error:
         raise ExtraMissingError("plotting needs matplotlib: pip install 'lookalike[training]'") from error
+    if out.suffix not in _FORMATS:
+        raise ParameterError(f"expected --out to end in {', '.join(_FORMATS)}, got {out.name!r}")
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     for number, run in enumerate(runs):
@@ -38,5 +42,8 @@ def plot(runs: list[Path], out: Path) -> None:
     for axes in (accuracy, loss):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    with replacing(out) as temporary:
-        figure.savefig(temporary, format=out.suffix.lstrip(".") or "png")
+    try:
+        with replacing(out) as temporary:
+            figure.savefig(temporary, format=out.suffix[1:])
+    except OSError as error:
+        raise ParameterError(f"expected to write {out}, got: {error.strerror}; choose another --out") from error

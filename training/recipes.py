@@ -6,8 +6,11 @@ files. `training.overrides` changes single values from the command line.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from index.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,14 @@ class Augmentation:
     blur: float = 0.0
     blur_sigma: float = 2.0
 
+    def __post_init__(self) -> None:
+        _within(self, 0, 1, "flip", "jitter", "brightness", "contrast", "saturation", "grayscale", "blur")
+        _within(self, 0.01, 1, "crop_area")
+        _within(self, 1, 10, "crop_ratio")
+        _within(self, 0, 0.5, "hue")
+        _within(self, 0, 180, "rotation")
+        _within(self, 0.1, 100, "blur_sigma")
+
 
 @dataclass(frozen=True)
 class Npid:
@@ -70,6 +81,12 @@ class Npid:
     instance: float = 1.0
     contrast: float = 0.0
     contrast_temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        _within(self, 1e-3, 100, "temperature", "contrast_temperature")
+        _within(self, 0, 1, "old_weight")
+        _within(self, 0, math.inf, "proximal", "instance", "contrast")
+        _within(self, 1, math.inf, "negatives", "views")
 
 
 @dataclass(frozen=True)
@@ -129,9 +146,25 @@ class Recipe:
     augment: Augmentation = field(default_factory=Augmentation)
     npid: Npid = field(default_factory=Npid)
 
+    def __post_init__(self) -> None:
+        _within(self, 1, math.inf, "dim", "epochs", "batch_size", "knn_k", "knn_every")
+        _within(self, 8, 4096, "image_size", "cache_size")
+        _within(self, 1e-9, math.inf, "width", "learning_rate", "knn_temperature")
+        _within(self, 0, math.inf, "weight_decay", "warmup", "clip", "seed")
+        _within(self, 0, 1, "momentum", "whiten")
+
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values, nested parts as objects."""
         return dict(json.loads(json.dumps(dataclasses.asdict(self))))
+
+
+def _within(part: object, low: float, high: float, *names: str) -> None:
+    """Raise RecipeError for a value outside [low, high], NaN included."""
+    for name in names:
+        value = getattr(part, name)
+        if not low <= value <= high:
+            bounds = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+            raise RecipeError(f"expected {name} {bounds}, got {value}")
 
 
 def from_json(values: dict[str, Any]) -> Recipe:

@@ -51,26 +51,25 @@ def test_recipes_are_listed_and_shown(capsys):
     assert ["npid.old_weight", "0.5"] in [line.split() for line in shown.splitlines()]
 
 
-def test_from_pictures_to_an_encoder_and_curves(shapes_folder, tmp_path):
+def test_from_pictures_to_an_encoder_and_curves(shapes_folder, tmp_path, capsys):
     run = tmp_path / "run"
-    command = ["pretrain", "npid-demo", "--data", shapes_folder, "--out", run, "--threads", "1", *TINY]
+    command = ["pretrain", "npid-demo", "--data", str(shapes_folder), "--out", str(run), "--threads", "1", *TINY]
     first = python(*command)
     assert first.returncode == 0, first.stderr
     assert "kNN-5 τ=0.07, leave-one-out, 32 pictures, 4 classes" in first.stderr
     assert "to rise above: raw pixels, PCA-128: 0." in first.stderr
     assert "epoch    2/2" in first.stderr
+    assert "the best baseline (" in first.stderr
     assert f"next: python -m training export {run}" in first.stderr
-    again = python(*command)
-    assert again.returncode == 0
-    assert f"resuming {run} at step 8" in again.stderr
-    other = python(*command, "--set", "seed=1")
-    assert other.returncode == 2
-    assert "got seed 0 → 1" in other.stderr
-    exported = python("export", run, "--out", tmp_path / "encoder.onnx")
-    assert exported.returncode == 0, exported.stderr
-    assert "largest difference" in exported.stdout
-    plotted = python("plot", run, "--out", tmp_path / "curves.png")
-    assert plotted.returncode == 0, plotted.stderr
+
+    def said(*arguments, code=0):
+        assert main([str(argument) for argument in arguments]) == code
+        return "".join(capsys.readouterr())
+
+    assert f"resuming {run} at step 8" in said(*command)
+    assert "got seed 0 → 1" in said(*command, "--set", "seed=1", code=2)
+    assert "largest difference" in said("export", run, "--out", tmp_path / "encoder.onnx")
+    assert "curves.png" in said("plot", run, "--out", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -83,6 +82,7 @@ def test_from_pictures_to_an_encoder_and_curves(shapes_folder, tmp_path):
         (["pretrain", "npid-demo", "--data", "absent", "--out", "y"], "no such folder"),
         (["export", "absent", "--out", "e.onnx"], "without recipe.json"),
         (["plot", "absent", "--out", "c.png"], "without metrics.jsonl"),
+        (["plot", "absent", "--out", "c.doc"], "expected --out to end in .png, .svg, .pdf, got 'c.doc'"),
         (["recipes", "npid"], "expected a recipe, got 'npid'"),
     ],
 )

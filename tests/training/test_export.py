@@ -132,6 +132,14 @@ def test_other_pictures_than_the_run_s_are_refused_unless_they_are_asked_for(exp
     assert not (tmp_path / "moved.onnx").exists()
 
 
+def test_a_place_that_cannot_be_written_is_told(exported, tmp_path, monkeypatch):
+    root, _ = exported
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(export, "trace", lambda *_: None)  # the place is tried before the file is needed
+    with pytest.raises(TrainingError, match=r"expected to write .*e\.onnx, got: (Not a directory|File exists)"):
+        export.export_run(root / "run", tmp_path / "file" / "e.onnx")
+
+
 def test_a_run_without_a_checkpoint_is_told(exported, tmp_path):
     root, _ = exported
     (tmp_path / "recipe.json").write_text((root / "run" / "recipe.json").read_text())

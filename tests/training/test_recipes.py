@@ -42,6 +42,10 @@ def test_an_override_is_typed_by_the_field_it_changes():
         ("epochs", "many", "type int, got 'many'"),
         ("npid.loss", "hinge", "one of softmax, nce, got 'hinge'"),
         ("milestones", "a", "a list of integers, got 'a'"),
+        ("epochs", "0", "epochs at least 1, got 0"),
+        ("learning_rate", "nan", "learning_rate at least 1e-09, got nan"),
+        ("augment.hue", "0.7", "hue from 0 to 0.5, got 0.7"),
+        ("npid.temperature", "0", "temperature from 0.001 to 100, got 0"),
     ],
 )
 def test_a_wrong_override_is_told_what_was_expected(key, value, sentence):
