@@ -28,7 +28,7 @@ from training.methods import Batch, Method, create
 from training.recipes import Recipe
 from training.schedules import learning_rate
 
-_SAVE_SECONDS = 60.0  # a killed run loses at most this much work
+SAVE_SECONDS = 60.0  # a killed run loses at most this much work
 _TELL_SECONDS = 30.0  # within a long epoch, a sign of life
 _ORDER, _STEP, _WEIGHTS = range(3)  # streams of the seed
 
@@ -59,7 +59,7 @@ class Training:
     """A run: recipe, pictures and measurement in, a folder with checkpoints and metrics out."""
 
     def __init__(
-        self, recipe: Recipe, evaluation: Evaluation, folder: Path, *, save_seconds: float = _SAVE_SECONDS
+        self, recipe: Recipe, evaluation: Evaluation, folder: Path, *, save_seconds: float = SAVE_SECONDS
     ) -> None:
         self.recipe, self.evaluation, self.folder = recipe, evaluation, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

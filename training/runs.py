@@ -12,12 +12,19 @@ from index.errors import TrainingError
 from training import checkpoints, metrics
 from training.data import Pictures, load_pictures, write_skipped
 from training.evaluation.knn import Evaluation, Scores
-from training.loop import Training, report
+from training.loop import SAVE_SECONDS, Training, report
 from training.recipes import Recipe
 
 
 def start(
-    recipe: Recipe, *, data: Path, test: Path | None, labels: bool, folder: Path, threads: int | None = None
+    recipe: Recipe,
+    *,
+    data: Path,
+    test: Path | None,
+    labels: bool,
+    folder: Path,
+    threads: int | None = None,
+    save_seconds: float = SAVE_SECONDS,
 ) -> Scores | None:
     """Begin a run, or go on with the one that the folder holds.
 
@@ -28,6 +35,7 @@ def start(
         labels: whether the labels of `data` are read; they only measure.
         folder: of the run; made if it does not exist.
         threads: of torch; None takes the cores this process may use.
+        save_seconds: between checkpoints; 0 saves after every step.
 
     Returns:
         The final scores, or None when the run was interrupted.
@@ -43,7 +51,7 @@ def start(
         report(f"skipped {len(train.skipped):,} pictures that could not be read: {folder / 'skipped.csv'}")
     evaluation = Evaluation(recipe, train, tested)
     checkpoints.write_recipe(folder, recipe, describe(train, data, test, labels=labels))
-    training = Training(recipe, evaluation, folder)
+    training = Training(recipe, evaluation, folder, save_seconds=save_seconds)
     scores = training.run()
     if scores:
         report(

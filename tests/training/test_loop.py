@@ -21,15 +21,13 @@ from training.methods import METHODS
 from training.methods.npid import NPID
 
 CHILD = """
-import sys
+import json, sys
 from pathlib import Path
-from training.runs import start
 from training.recipes import from_json
-import json, training.loop, torch
-training.loop._SAVE_SECONDS = 0.0
-training.loop.Training.__init__.__kwdefaults__["save_seconds"] = 0.0
+from training.runs import start
 recipe = from_json(json.loads(sys.argv[1]))
-start(recipe, data=Path(sys.argv[2]), test=None, labels=True, folder=Path(sys.argv[3]), threads=1)
+data, folder = Path(sys.argv[2]), Path(sys.argv[3])
+start(recipe, data=data, test=None, labels=True, folder=folder, threads=1, save_seconds=0.0)
 """
 
 
