@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
-from index.memory_bank import MemoryBank
 
 from index import images
 from index.encoder import Encoder, canary_png
 from index.errors import ImageError, LookalikeError, SettingsError
 from index.knn import Vectors
 from index.manifest import EncoderIdentity
+from index.memory_bank import MemoryBank
 from index.retriever import Retriever
 from service import problems
 from service.observability import Trace
