@@ -72,6 +72,12 @@ test-cluster: .venv/.ready ## several processes on this machine
 demo: .venv-demo/.ready ## visual search over the gallery on http://127.0.0.1:8000 (PORT=… changes it)
 	@mkdir -p .demo
 	@.venv-demo/bin/python -m index build --encoder $(ENCODER) --images examples/gallery --out $(BANK)
+	@echo
+	@echo "  http://127.0.0.1:$(PORT)            click a drawing, or drop a picture of your own"
+	@echo "  http://127.0.0.1:$(PORT)/docs       every route"
+	@echo "  curl -F image=@examples/gallery/cats/kitten.webp 'http://127.0.0.1:$(PORT)/search?k=3'"
+	@echo "  examples/ask.sh examples/gallery/cats/kitten.webp http://127.0.0.1:$(PORT)"
+	@echo
 	@exec .venv-demo/bin/python -m service --encoder $(ENCODER) --bank $(BANK) --images examples/gallery --port $(PORT)
 
 pretrain-demo: .venv/.ready ## train a demo encoder from scratch on the CPU, about ten minutes (RUN=… changes the folder)

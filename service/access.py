@@ -63,15 +63,23 @@ class Access:
             return RequestError(
                 "host_not_allowed", "expected Host to be localhost or one of LOOKALIKE_ALLOWED_HOSTS, got another"
             )
-        if not self.keys or scope["path"] in self.open_paths:
+        if scope["path"] in self.open_paths:
             return None
+        need = needed(scope["method"], scope["path"])
+        if not self.keys:
+            if need < Right.ADMIN:
+                return None
+            return RequestError(
+                "key_insufficient",
+                "expected LOOKALIKE_ADMIN_KEY to be configured for this, got a service without keys",
+            )
         shown = [value for name, value in scope["headers"] if name == b"authorization"]
         if not shown:
             return RequestError("key_missing", "expected a key, got none; send it as Authorization: Bearer <key>")
         right = self._right_of(shown)
         if right is None:
             return RequestError("key_wrong", "expected a known key as Authorization: Bearer <key>, got another")
-        if right < (need := needed(scope["method"], scope["path"])):
+        if right < need:
             return RequestError("key_insufficient", f"expected a key with the right to {need.name.lower()}")
         return None
 

@@ -119,5 +119,12 @@ def test_loopback_needs_no_keys(host: str):
     assert not Settings(host=host).has_keys
 
 
+def test_without_keys_everything_is_open_but_the_admin_routes(serve: Serve):
+    client = serve()
+    assert client.get("/info").status_code == 200
+    refused = client.post("/admin/reload", json={})
+    assert (refused.status_code, refused.json()["code"]) == (403, "key_insufficient")
+
+
 def test_keys_do_not_show_in_settings():
     assert "w-2" not in repr(Settings(**KEYS))
