@@ -58,21 +58,22 @@ class Access:
             await refuse(refusal, scope, receive, send)
 
     def _refusal(self, scope: Scope) -> RequestError | None:
-        headers = Headers(scope=scope)
-        if self.checks_host and not self._is_ours(headers.getlist("host")):
+        if self.checks_host and not self._is_ours(Headers(scope=scope).getlist("host")):
             return RequestError(
                 "host_not_allowed", "expected Host to be localhost or one of LOOKALIKE_ALLOWED_HOSTS, got another"
             )
         if scope["path"] in self.open_paths:
             return None
         need = needed(scope["method"], scope["path"])
-        if not self.keys:
-            if need < Right.ADMIN:
-                return None
-            return RequestError(
-                "key_insufficient",
-                "expected LOOKALIKE_ADMIN_KEY to be configured for this, got a service without keys",
-            )
+        if self.keys:
+            return self._without_right(scope, need)
+        if need < Right.ADMIN:
+            return None
+        return RequestError(
+            "key_insufficient", "expected LOOKALIKE_ADMIN_KEY to be configured for this, got a service without keys"
+        )
+
+    def _without_right(self, scope: Scope, need: Right) -> RequestError | None:
         shown = [value for name, value in scope["headers"] if name == b"authorization"]
         if not shown:
             return RequestError("key_missing", "expected a key, got none; send it as Authorization: Bearer <key>")
