@@ -330,9 +330,15 @@ def as_nobody(home, code):
     for path in [home, *home.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     prologue = f"""
-import mmap, os  # before the interpreter's own files become unreadable
-from index.memory_bank import MemoryBank
+import mmap, os, tempfile
+import numpy as np
+from index.memory_bank import EncoderIdentity, Item, MemoryBank
 from index.errors import BankReadOnlyError
+with tempfile.TemporaryDirectory() as scratch:  # imports what is imported late: the checkout may be unreadable soon
+    with MemoryBank.create(scratch, encoder=EncoderIdentity("x", "c" * 64, 8)) as bank:
+        bank.add([Item("a"), Item("b")], np.eye(2, 8)); bank.compact()
+    with MemoryBank.open(scratch, read_only=True) as bank:
+        bank.verify(); bank.search(np.eye(2, 8, dtype=np.float32), 1)
 if os.geteuid() == 0: os.setuid(65534)
 path = {str(home / "bank")!r}
 """
