@@ -1,8 +1,8 @@
-"""Claim: bfloat16 with channels_last is the fastest way to train the demo's network on a CPU, and views are cheap.
+"""Which precision and memory format trains a recipe fastest on this machine, and what do views cost?
 
-    python -m benchmarks.training_step [--recipe npid-demo] [--seconds 5]
+    python -m benchmarks.training_step [--recipe npid-demo] [--data examples/gallery] [--seconds 5]
 
-Times whole steps (views, loss, backward, optimiser, commit) of a recipe on random pictures, for each precision and
+Times whole steps (views, loss, backward, optimiser, commit) of a recipe on real pictures, for each precision and
 memory format, interleaved so that a busy moment hits all of them, and the share that making views takes.
 """
 
@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
@@ -18,22 +19,21 @@ import torch
 from torch import Generator
 
 from training.backbone import build
+from training.data import load_pictures
 from training.methods import Batch, create
 from training.overrides import find
 from training.recipes import Recipe
 
-PICTURES = 2560
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def stepper(recipe: Recipe, layout: str) -> tuple[Callable[[], object], Callable[[], object]]:
+def stepper(recipe: Recipe, images: torch.Tensor, layout: str) -> tuple[Callable[[], object], Callable[[], object]]:
     """Return two functions: one makes a whole step, one only its views."""
     torch.manual_seed(0)
-    method = create(build(recipe), recipe, PICTURES).train()
+    method = create(build(recipe), recipe, len(images)).train()
     method.network.to(memory_format=FORMATS[layout])
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
-    images = torch.randint(0, 256, (PICTURES, 3, recipe.cache_size, recipe.cache_size), dtype=torch.uint8)
-    rows = torch.randperm(PICTURES)[: recipe.batch_size]
+    rows = torch.randperm(len(images))[: recipe.batch_size]
     generator = Generator().manual_seed(0)
 
     def views() -> tuple[torch.Tensor, ...]:
@@ -53,11 +53,13 @@ def stepper(recipe: Recipe, layout: str) -> tuple[Callable[[], object], Callable
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="npid-demo")
+    parser.add_argument("--data", type=Path, default=Path("examples/gallery"))
     parser.add_argument("--seconds", type=float, default=5.0, help="for each of the four")
     options = parser.parse_args()
     recipe = find(options.recipe)
+    images = load_pictures(options.data, recipe).cached
     cases = {
-        (precision, layout): stepper(replace(recipe, precision=precision), layout)
+        (precision, layout): stepper(replace(recipe, precision=precision), images, layout)
         for precision in ("float32", "bfloat16")
         for layout in FORMATS
     }

@@ -95,7 +95,7 @@ def _pretrain(options: argparse.Namespace) -> int:
         settings[key] = value
     recipe = override(find(options.recipe), settings)
 
-    # Threads that wait asleep instead of spinning: as fast on idle cores, four times faster on shared ones.
+    # Threads wait asleep: on shared cores, spinning ones take the time of the very threads they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training.runs import start  # torch: only once the command line is known to be good
 

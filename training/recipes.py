@@ -231,10 +231,10 @@ RECIPES = _table(
     ),
     Recipe(
         name="npid-cifar10-cpu",
-        about="""CIFAR-10 in about a quarter of an hour on two cores: a check that real photographs are learnt.
+        about="""CIFAR-10 in twenty minutes on two busy cores: a check that real photographs are learnt.
         python -m training pretrain npid-cifar10-cpu --data cifar10-train.parquet --test cifar10-test.parquet \\
           --out RUN
-        Measured numbers: docs/results.md.""",
+        Measured kNN-200 τ=0.1, train → test: 0.60; raw pixels 0.42, untrained network 0.47 (docs/results.md).""",
         image_size=32,
         cache_size=32,
         width=0.25,
