@@ -75,7 +75,7 @@ def build(
     """
     report = BuildReport()
     first_with: dict[str, str] = {}
-    known = bank.known(picture.id for picture in source)
+    known = bank.known(source.ids())
     report.already = len(known)
     todo = (picture for picture in source if picture.id not in known)
     try:

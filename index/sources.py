@@ -35,10 +35,11 @@ class Picture:
 
 
 class Source(Protocol):
-    """A sized, ordered stream of pictures that can be iterated again."""
+    """A sized, ordered stream of pictures that can be iterated again; its ids alone cost no picture."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Picture]: ...
+    def ids(self) -> Iterator[str]: ...
 
 
 class FolderSource:
@@ -56,6 +57,10 @@ class FolderSource:
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def ids(self) -> Iterator[str]:
+        """Yield the id of each picture, in order."""
+        return iter(self._paths)
 
     def __iter__(self) -> Iterator[Picture]:
         for name in self._paths:
@@ -91,14 +96,25 @@ class ParquetSource:
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
 
+    def ids(self) -> Iterator[str]:
+        """Yield the id of each row, in order, without reading the pictures."""
+        return (self._id(row, values) for row, values in enumerate(self._rows(self._columns[1:])))
+
     def __iter__(self) -> Iterator[Picture]:
-        row = 0
-        for batch in self._file.iter_batches(batch_size=1024, columns=self._columns):
-            for values in batch.to_pylist():
-                name = str(values["id"]) if values.get("id") is not None else f"{self.path.stem}/{row:07d}"
-                label = values.get("label")
-                yield Picture(name, None, None if label is None else str(label), partial(_bytes, values["image"]))
-                row += 1
+        for row, values in enumerate(self._rows(self._columns)):
+            label = values.get("label")
+            read = partial(_bytes, values["image"])
+            yield Picture(self._id(row, values), None, None if label is None else str(label), read)
+
+    def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        if not columns:
+            yield from ({} for _ in range(len(self)))
+        else:
+            for batch in self._file.iter_batches(batch_size=1024, columns=columns):
+                yield from batch.to_pylist()
+
+    def _id(self, row: int, values: dict[str, Any]) -> str:
+        return str(values["id"]) if values.get("id") is not None else f"{self.path.stem}/{row:07d}"
 
 
 def open_source(path: Path, labels: Literal["folders", "none"] = "folders") -> Source:

@@ -9,6 +9,7 @@ def test_a_folder_gives_its_pictures_in_path_order_with_class_folders_as_labels(
     items = list(source)
     assert len(source) == len(items) == 32
     assert [item.id for item in items] == sorted(item.id for item in items)
+    assert list(source.ids()) == [item.id for item in items]
     assert {item.label for item in items} == {"circle", "square", "stripes", "triangle"}
     assert all(item.label == item.id.split("/")[0] and item.uri == item.id for item in items)
     assert items[0].read() == (shapes_folder / items[0].id).read_bytes()
@@ -43,8 +44,10 @@ def test_a_parquet_file_gives_its_rows(tmp_path):
         ("x", "7", None, b"one"),
         ("y", "3", None, b"two"),
     ]
+    assert list(open_source(tmp_path / "set.parquet").ids()) == ["x", "y"]
     parquet.write_table(table.select(["image"]), tmp_path / "bare.parquet")
-    assert [item.id for item in ParquetSource(tmp_path / "bare.parquet")] == ["bare/0000000", "bare/0000001"]
+    bare = ParquetSource(tmp_path / "bare.parquet")
+    assert [item.id for item in bare] == list(bare.ids()) == ["bare/0000000", "bare/0000001"]
 
 
 def test_a_parquet_file_without_pictures_is_one_sentence(tmp_path):
