@@ -8,8 +8,6 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir index service training training/evaluation training/methods \
  && /opt/lookalike/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[service]' \
  && /opt/lookalike/bin/pip uninstall -y -q lookalike
-COPY index index
-COPY service service
 
 FROM python:3.11-slim-bookworm AS service
 RUN useradd --uid 10001 --create-home lookalike && mkdir /data && chown lookalike /data

@@ -62,3 +62,18 @@ def test_files_stay_within_a_few_screens():
         if (lines := len(path.read_text().splitlines())) > 320
     }
     assert not long
+
+
+def test_the_image_copies_what_exists_and_nothing_of_training():
+    copied = [
+        source
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ") and "--from=" not in line
+        for source in line.split()[1:-1]
+    ]
+    assert {"index", "service"} <= set(copied)
+    assert "training" not in copied
+    allowed = set((ROOT / ".dockerignore").read_text().splitlines())
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert f"!{source}" in allowed, source
