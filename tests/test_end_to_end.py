@@ -36,6 +36,11 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def pretrain(data: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    settings = [word for setting in TINY for word in ("--set", setting)]
+    return run("training", "pretrain", "npid-demo", "--data", data, "--out", out, "--threads", 1, *settings)
+
+
 def accuracy_through_http(retriever: Retriever) -> float:
     """Ask the service about every item by its id, its own vote excluded, with its default protocol."""
     testclient = pytest.importorskip("starlette.testclient")
@@ -64,19 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> It
     """A run of two epochs and its export: (folder, what pretrain printed, what export printed)."""
     pytest.importorskip("torch", reason="training needs torch")
     folder = tmp_path_factory.mktemp("whole")
-    settings = [word for setting in TINY for word in ("--set", setting)]
-    pretrained = run(
-        "training",
-        "pretrain",
-        "npid-demo",
-        "--data",
-        shapes_folder,
-        "--out",
-        folder / "run",
-        "--threads",
-        1,
-        *settings,
-    )
+    pretrained = pretrain(shapes_folder, folder / "run")
     exported = run("training", "export", folder / "run", "--out", folder / "encoder.onnx")
     yield folder, pretrained.stderr, exported.stdout
     shutil.rmtree(folder)
@@ -105,19 +98,7 @@ def test_an_export_is_one_file_and_its_run_resumes_to_nothing(trained, shapes_fo
     folder, _, _ = trained
     assert {path.name for path in folder.iterdir()} >= {"run", "encoder.onnx"}
     assert [path.name for path in folder.glob("encoder.onnx*")] == ["encoder.onnx"]
-    settings = [word for setting in TINY for word in ("--set", setting)]
-    again = run(
-        "training",
-        "pretrain",
-        "npid-demo",
-        "--data",
-        shapes_folder,
-        "--out",
-        folder / "run",
-        "--threads",
-        1,
-        *settings,
-    )
+    again = pretrain(shapes_folder, folder / "run")
     assert "finished" in again.stderr
 
 

@@ -223,6 +223,7 @@ def test_a_key_is_asked_for_and_used_for_pictures_too(
     browser.until(
         "[...document.querySelectorAll('#sample-list img')].some(i => i.src.startsWith('blob:') && i.naturalWidth)"
     )
+    assert browser.run("document.querySelector('#key-form').hidden") is True
 
 
 def test_a_screenshot_has_colours(

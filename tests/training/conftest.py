@@ -12,7 +12,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_recipe():
     return Recipe(
         name="tiny",

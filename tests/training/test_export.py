@@ -19,25 +19,10 @@ from training.runs import start
 
 
 @pytest.fixture(scope="module")
-def exported(shapes_folder, tmp_path_factory):
+def exported(tiny_recipe, shapes_folder, tmp_path_factory):
     """A run of the tiny recipe, exported once for all tests."""
-    from training.recipes import Npid, Recipe
-
     torch.set_num_threads(1)
-    recipe = Recipe(
-        name="tiny",
-        about="",
-        image_size=16,
-        cache_size=20,
-        fit="pad",
-        width=0.25,
-        stem="half",
-        epochs=2,
-        batch_size=8,
-        knn_k=5,
-        whiten=1.0,
-        npid=Npid(temperature=0.2, views=2, contrast=1.0),
-    )
+    recipe = dataclasses.replace(tiny_recipe, epochs=2, whiten=1.0)
     root = tmp_path_factory.mktemp("export")
     start(recipe, data=shapes_folder, test=None, labels=True, folder=root / "run", threads=1)
     return root, export.export_run(root / "run", root / "encoder.onnx")
