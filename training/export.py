@@ -6,6 +6,7 @@ taken through ONNX Runtime and `index.knn`, that is, exactly as a service with t
 """
 
 import subprocess
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from index.files import replacing
 from index.images import Pixels
 from index.knn import Vectors
 from training import checkpoints
-from training.backbone import Network, build
+from training.backbone import Network
 from training.data import Pictures, load_pictures, preprocess_of
 from training.evaluation.knn import Evaluation, embed
 from training.evaluation.pca import Pca, unit
@@ -144,7 +145,7 @@ def load_network(run: Path, recipe: Recipe, pictures: int, checkpoint: Literal["
     path = run / "best.pt" if checkpoint == "best" else checkpoints.latest(run)
     if path is None:
         raise CheckpointError(f"expected a checkpoint in {run}, got none; let `pretrain` run for a minute at least")
-    method = create(build(recipe), recipe, pictures)
+    method = create(recipe, pictures)
     method.load_state_dict(checkpoints.load(path)["method"])
     return method.network.eval()
 
@@ -185,16 +186,18 @@ def linear(pca: Pca) -> nn.Linear:
 def trace(graph: Graph, side: int) -> onnx.ModelProto:
     """Return the graph as ONNX, for pictures of `side` pixels in batches of any size."""
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    program = torch.onnx.export(
-        graph,
-        (example,),
-        input_names=["images"],
-        output_names=["embeddings"],
-        opset_version=_OPSET,
-        dynamo=True,
-        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=2**16)}},
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.11's exporter calls what torch 2.11 deprecates
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            input_names=["images"],
+            output_names=["embeddings"],
+            opset_version=_OPSET,
+            dynamo=True,
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=2**16)}},
+            verbose=False,
+        )
     model: onnx.ModelProto = cast("Any", program).model_proto
     _strip(model)
     return model
