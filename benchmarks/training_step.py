@@ -16,10 +16,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 import torch
-from torch import Generator
 
-from training.backbone import build
 from training.data import load_pictures
+from training.draws import Share
 from training.methods import Batch, create
 from training.overrides import find
 from training.recipes import Recipe
@@ -27,20 +26,22 @@ from training.recipes import Recipe
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def stepper(recipe: Recipe, images: torch.Tensor, layout: str) -> tuple[Callable[[], object], Callable[[], object]]:
+def stepper(
+    recipe: Recipe, images: torch.Tensor, layout: str
+) -> tuple[Callable[[], None], Callable[[], tuple[torch.Tensor, ...]]]:
     """Return two functions: one makes a whole step, one only its views."""
     torch.manual_seed(0)
-    method = create(build(recipe), recipe, len(images)).train()
+    method = create(recipe, len(images)).train()
     method.network.to(memory_format=FORMATS[layout])
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
     rows = torch.randperm(len(images))[: recipe.batch_size]
-    generator = Generator().manual_seed(0)
+    share = Share.whole(len(rows))
 
     def views() -> tuple[torch.Tensor, ...]:
-        return method.views(images[rows], generator)
+        return method.views(images[rows], share.draw(0))
 
     def step() -> None:
-        loss = method.loss(Batch(views(), rows, 0))
+        loss = method.loss(Batch(views(), rows, share, 0))
         optimizer.zero_grad(set_to_none=True)
         loss.value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -76,7 +77,7 @@ def main() -> None:
             start = time.perf_counter()
             views()
             making.append(time.perf_counter() - start)
-    count = recipe.batch_size * recipe.npid.views
+    count = recipe.batch_size * len(views())
     print(
         f"{recipe.name}, batch of {recipe.batch_size}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )

@@ -76,7 +76,7 @@ def _recipes(options: argparse.Namespace) -> int:
         return 0
     recipe = find(options.recipe)
     print("\n".join(line.strip() for line in recipe.about.splitlines()), end="\n\n")
-    for key in keys():
+    for key in keys(recipe):
         value: object = recipe
         for part in key.split("."):
             value = getattr(value, part)
@@ -99,7 +99,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training.runs import start  # torch: only once the command line is known to be good
 
-    scores = start(
+    finished = start(
         recipe,
         data=options.data,
         test=options.test,
@@ -107,7 +107,7 @@ def _pretrain(options: argparse.Namespace) -> int:
         folder=options.out,
         threads=options.threads,
     )
-    return 0 if scores else 130
+    return 0 if finished else 130
 
 
 def _export(options: argparse.Namespace) -> int:

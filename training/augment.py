@@ -1,8 +1,8 @@
 """Random views of pictures, a batch at a time on whatever device the pictures are on.
 
-Each picture draws its own parameters from one `torch.Generator`, so a step's views are a function of its seed.
-The order is that of the NPID and MoCo v2 papers' code: crop, colour jitter, grayscale, blur; the mirror image
-costs nothing inside the crop. Within the jitter the order is brightness, contrast, saturation, hue for every
+Each picture draws its own parameters from one stream (`training.draws`), so a view is a function of the seed.
+The order is that of the papers' code: crop, then jitter and grayscale (NPID for ImageNet: grayscale and jitter),
+then blur; the mirror image costs nothing inside the crop. Within the jitter the order is brightness, contrast, saturation, hue for every
 picture (torchvision shuffles it).
 
 Shapes: B pictures, (B, 3, H, W), float32 RGB in 0…1 unless said otherwise.
@@ -12,48 +12,76 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
+from training.draws import Draw
 from training.recipes import Augmentation
 
 _LUMA = (0.299, 0.587, 0.114)
 _ATTEMPTS = 10  # a crop is drawn anew when it does not fit, this many times (as torchvision does)
 
 
-def view(images: Tensor, size: int, augmentation: Augmentation, generator: Generator) -> Tensor:
+def view(images: Tensor, size: int, augmentation: Augmentation, draw: Draw) -> Tensor:
     """Return one random view of each picture.
 
     Args:
         images: uint8 (B, 3, S, S).
         size: side of the view in pixels.
         augmentation: what may happen, and how strongly.
-        generator: the only source of randomness.
+        draw: the only source of randomness.
 
     Returns:
         float32 (B, 3, size, size) in 0…1.
     """
-    count, device = len(images), images.device
-
-    def chance(probability: float) -> Tensor:
-        return _uniform(generator, count, device) < probability
-
-    boxes = crop_boxes(count, augmentation.crop_area, augmentation.crop_ratio, generator, device)
-    angles = (_uniform(generator, count, device) * 2 - 1) * math.radians(augmentation.rotation)
-    pixels = crop(images.float() / 255, boxes, size, flip=chance(augmentation.flip), angles=angles)
-    if augmentation.jitter > 0:
-        strengths = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
-        bright, contrast, vivid = (1 + x * (_uniform(generator, count, device) * 2 - 1) for x in strengths)
-        shift = augmentation.hue * (_uniform(generator, count, device) * 2 - 1)
-        pixels = _where(chance(augmentation.jitter), jitter(pixels, bright, contrast, vivid, shift), pixels)
-    if augmentation.grayscale > 0:
-        pixels = _where(chance(augmentation.grayscale), luma(pixels).expand_as(pixels), pixels)
+    if augmentation.shift:
+        flip = draw.uniform() < augmentation.flip
+        pixels = shifted(images.float() / 255, augmentation.shift, size, flip, draw)
+    else:
+        boxes = crop_boxes(augmentation.crop_area, augmentation.crop_ratio, draw)
+        angles = (draw.uniform() * 2 - 1) * math.radians(augmentation.rotation)
+        flip = draw.uniform() < augmentation.flip
+        pixels = crop(images.float() / 255, boxes, size, flip=flip, angles=angles)
+    if augmentation.order == "jitter-gray":
+        pixels = _grayed(_jittered(pixels, augmentation, draw), augmentation, draw)
+    else:
+        pixels = _jittered(_grayed(pixels, augmentation, draw), augmentation, draw)
     if augmentation.blur > 0:
-        sigmas = 0.1 + (augmentation.blur_sigma - 0.1) * _uniform(generator, count, device)
-        pixels = _where(chance(augmentation.blur), blur(pixels, sigmas), pixels)
+        sigmas = 0.1 + (augmentation.blur_sigma - 0.1) * draw.uniform()
+        pixels = _where(draw.uniform() < augmentation.blur, blur(pixels, sigmas), pixels)
     return pixels
 
 
-def crop_boxes(count: int, area: float, ratio: float, generator: Generator, device: torch.device) -> Tensor:
+def _jittered(pixels: Tensor, augmentation: Augmentation, draw: Draw) -> Tensor:
+    if augmentation.jitter == 0:
+        return pixels
+    strengths = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
+    bright, contrast, vivid = (1 + x * (draw.uniform() * 2 - 1) for x in strengths)
+    shift = augmentation.hue * (draw.uniform() * 2 - 1)
+    return _where(draw.uniform() < augmentation.jitter, jitter(pixels, bright, contrast, vivid, shift), pixels)
+
+
+def _grayed(pixels: Tensor, augmentation: Augmentation, draw: Draw) -> Tensor:
+    if augmentation.grayscale == 0:
+        return pixels
+    return _where(draw.uniform() < augmentation.grayscale, luma(pixels).expand_as(pixels), pixels)
+
+
+def shifted(images: Tensor, shift: int, size: int, flip: Tensor, draw: Draw) -> Tensor:
+    """Cut (size, size) out of pictures (B, 3, S, S) padded with `shift` pixels of black, at random places.
+
+    With S = size this is the crop of residual networks on CIFAR: whole pictures, moved by up to `shift` pixels.
+    """
+    padded = F.pad(images, (shift, shift, shift, shift))
+    room = padded.shape[-1] - size + 1
+    top, left = (draw.integers(room, 2)).unbind(dim=1)
+    steps = torch.arange(size, device=images.device)
+    rows = top[:, None] + steps  # (B, size)
+    columns = left[:, None] + torch.where(flip[:, None], steps.flip(0), steps)
+    pictures = torch.arange(len(images), device=images.device)
+    return padded[pictures[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def crop_boxes(area: float, ratio: float, draw: Draw) -> Tensor:
     """Draw regions of a square picture: area uniform in [area, 1], log-ratio uniform in ±log(ratio).
 
     A region that sticks out is drawn anew; after ten attempts the whole picture is taken.
@@ -61,17 +89,16 @@ def crop_boxes(count: int, area: float, ratio: float, generator: Generator, devi
     Returns:
         float32 (B, 4): left, top, width, height as shares of the side.
     """
-    shape = (count, _ATTEMPTS)
-    share = area + (1 - area) * _uniform(generator, shape, device)
-    aspect = torch.exp(math.log(ratio) * (_uniform(generator, shape, device) * 2 - 1))
+    share = area + (1 - area) * draw.uniform(_ATTEMPTS)
+    aspect = torch.exp(math.log(ratio) * (draw.uniform(_ATTEMPTS) * 2 - 1))
     width, height = (share * aspect).sqrt(), (share / aspect).sqrt()
     fits = (width <= 1) & (height <= 1)
     first = fits.float().argmax(dim=1, keepdim=True)
     found = fits.any(dim=1)
     width = torch.where(found, width.gather(1, first)[:, 0], 1.0)
     height = torch.where(found, height.gather(1, first)[:, 0], 1.0)
-    left = (1 - width) * _uniform(generator, count, device)
-    top = (1 - height) * _uniform(generator, count, device)
+    left = (1 - width) * draw.uniform()
+    top = (1 - height) * draw.uniform()
     return torch.stack([left, top, width, height], dim=1)
 
 
@@ -148,11 +175,6 @@ def luma(images: Tensor) -> Tensor:
     """Return the brightness (B, 1, H, W), ITU-R 601 weights as in Pillow."""
     weights = torch.tensor(_LUMA, device=images.device)
     return torch.einsum("bchw,c->bhw", images, weights)[:, None]
-
-
-def _uniform(generator: Generator, shape: int | tuple[int, ...], device: torch.device) -> Tensor:
-    # Drawn where the generator lives and then moved: the same seed gives the same views on every device.
-    return torch.rand(shape, generator=generator, device=generator.device).to(device)
 
 
 def _column(values: Tensor) -> Tensor:

@@ -34,17 +34,18 @@ class Network(nn.Module):
 
     Attributes:
         backbone: the residual network without its classifier.
-        projection: (B, F) → (B, D), not yet of unit length.
+        projection: (B, F) → (B, D), not yet of unit length; None for a method that trains none.
         feature_dim: F.
-        precision: "bfloat16" runs the convolutions of training in that; evaluation is always float32, so that
-            what is measured is what will be exported.
+        precision: "bfloat16" and "float16" run the convolutions of training in that; evaluation is always float32,
+            so that what is measured is what will be exported.
     """
 
     def __init__(
-        self, backbone: ResNet, feature_dim: int, projection: nn.Module, precision: str = "float32"
+        self, backbone: ResNet, feature_dim: int, projection: nn.Module | None, precision: str = "float32"
     ) -> None:
         super().__init__()
         self.precision = precision
+        self._low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
         self.backbone = backbone
         self.projection = projection
         self.feature_dim = feature_dim
@@ -54,8 +55,8 @@ class Network(nn.Module):
     def stages(self, images: Tensor) -> list[Tensor]:
         """Return the maps of the four stages, each (B, C, h, w), of float pictures (B, 3, H, W) in 0…1."""
         body = self.backbone
-        half = self.training and self.precision == "bfloat16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+        low = self._low if self.training else None
+        with torch.autocast(images.device.type, low or torch.bfloat16, enabled=low is not None):
             x = (images - cast("Tensor", self.mean)) / cast("Tensor", self.std)
             x = body.maxpool(body.relu(body.bn1(body.conv1(x))))
             maps = []
@@ -79,6 +80,8 @@ class Network(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """Return the unit embeddings, float32 (B, D), of pooled features (B, F)."""
+        if self.projection is None:
+            raise RecipeError("expected a method with a trained projection, got one without; use the PCA head")
         return F.normalize(self.projection(features), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -108,8 +111,21 @@ def build(recipe: Recipe) -> Network:
     network.fc = cast("nn.Linear", nn.Identity())  # the classifier: pretraining has no classes
     _initialise(network)
     # channels_last is what convolutions want: 1.2 to 6 times faster on the CPUs tried, and on tensor cores.
-    whole = Network(network, feature_dim, nn.Linear(feature_dim, recipe.dim), recipe.precision)
+    whole = Network(network, feature_dim, _projection(recipe, feature_dim), recipe.precision)
+    if recipe.compile:
+        # The bound method, not the module: the state dict keeps its names.
+        whole.stages = torch.compile(whole.stages)  # type: ignore[method-assign]
     return whole.to(memory_format=torch.channels_last)
+
+
+def _projection(recipe: Recipe, features: int) -> nn.Module | None:
+    """Return the trained head: one layer (NPID, MoCo v1), or two with a ReLU between (MoCo v2, §3)."""
+    kind = recipe.options.projection
+    if kind == "none":
+        return None
+    if kind == "linear":
+        return nn.Linear(features, recipe.dim)
+    return nn.Sequential(nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, recipe.dim))
 
 
 def _quarters(maps: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from index.errors import CheckpointError
 from index.files import write_atomically
 from training.recipes import Recipe, from_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: options of the method, no state of a random generator
 _KEPT = 2
 
 
@@ -102,6 +102,11 @@ def read_recipe(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     path = folder / "recipe.json"
     try:
         document = json.loads(path.read_text())
+        if document["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"expected a run of format {FORMAT_VERSION} in {folder}, got {document['format_version']}; "
+                "resume and export it with the version that started it"
+            )
         return from_json(document["recipe"]), document["trained_on"]
     except FileNotFoundError as error:
         raise CheckpointError(

@@ -7,6 +7,7 @@ Shapes: B pictures, D dimension.
 """
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,23 +17,23 @@ from index.errors import CollapseError
 _LEAST_SPREAD = 0.01  # a healthy run is above 0.3; a collapsed one is at rounding error
 
 
-def spread(embeddings: Tensor) -> float:
+def spread(embeddings: Tensor) -> Tensor:
     """Return the mean standard deviation of the D components times √D: 1 on a full sphere, 0 when all are equal."""
-    return float(embeddings.std(dim=0).mean()) * math.sqrt(embeddings.shape[1])
+    return embeddings.std(dim=0).mean() * math.sqrt(embeddings.shape[1])
 
 
-def uniformity(embeddings: Tensor) -> float:
+def uniformity(embeddings: Tensor) -> Tensor:
     """Return log mean exp(-2·|a - b|²) over pairs of unit rows: 0 when all are equal, about -4 on a full sphere."""
     squared = torch.pdist(embeddings.float()).square()
-    return float(squared.mul(-2).exp().mean().log()) if len(squared) else 0.0
+    return squared.mul(-2).exp().mean().log()
 
 
-def check_loss(value: float, step: int, checkpoint: str) -> None:
+def check_loss(value: float, step: int, run: Path) -> None:
     """Raise CollapseError when a loss is infinite or not a number."""
     if not math.isfinite(value):
         raise CollapseError(
             f"expected a finite loss, got {value} at step {step}; lower learning_rate, or --set clip=1 or "
-            f"precision=float32, and start again in a new --out ({checkpoint} is from before)"
+            f"precision=float32, and start again in a new --out (the newest checkpoint in {run} is from before)"
         )
 
 

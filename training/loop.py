@@ -1,41 +1,41 @@
-"""The training loop: the same for every method, and the same after a crash.
+"""The training loop: the same for every method, on one process or many, and the same after a crash.
 
-Nothing random has state. The order of an epoch, the views and the noise of a step are functions of the recipe's
-seed and the step's number, so a run that resumes at step s computes what the run that never stopped computes:
-to the bit on one CPU process.
+Nothing random has state. The order of an epoch, the views, the noise and the dropout of a step are functions of
+the recipe's seed and the step's number, so a run that resumes at step s computes what the run that never stopped
+computes: to the bit on one CPU process. A picture's place in the step's batch decides its view, whichever process
+or micro-batch computes it.
 """
 
 import contextlib
-import math
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from index.errors import TrainingError
-from training import checkpoints, collapse, metrics
-from training.backbone import build
-from training.data import Pictures
+from index.errors import CheckpointError
+from training import checkpoints, collapse, distributed, metrics
+from training.batchnorm import arrange_batchnorm
+from training.board import Board
+from training.distributed import Processes
+from training.draws import Share
 from training.evaluation.knn import Evaluation, Scores
-from training.methods import Batch, Method, create
+from training.feed import Feed
+from training.interrupts import Interrupt
+from training.methods import Batch, Loss, Method, create
+from training.plan import Plan, Stream
+from training.progress import epoch_line, report, step_line
 from training.recipes import Recipe
 from training.schedules import learning_rate
+from training.update import Update
 
 SAVE_SECONDS = 60.0  # a killed run loses at most this much work
 _TELL_SECONDS = 30.0  # within a long epoch, a sign of life
-_ORDER, _STEP, _WEIGHTS = range(3)  # streams of the seed
-
-
-def report(line: str) -> None:
-    """Print a line of progress on standard error."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the command line's only way out during training
+_LOOK_STEPS = 10  # several processes agree on saving and stopping, and a GPU is waited for, only so often
 
 
 @dataclass
@@ -47,126 +47,194 @@ class State:
         sums: of the current epoch's metrics.
         best: best kNN score so far.
         seconds: time spent in steps, over all sessions.
+        waited: how much of that was spent waiting for pictures.
     """
 
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     best: float = -1.0
     seconds: float = 0.0
+    waited: float = 0.0
 
 
 class Training:
-    """A run: recipe, pictures and measurement in, a folder with checkpoints and metrics out."""
+    """A run: recipe, pictures and measurement in, a folder with checkpoints and metrics out.
+
+    Attributes:
+        scores: the last measurement; of several processes, only the first measures.
+    """
 
     def __init__(
-        self, recipe: Recipe, evaluation: Evaluation, folder: Path, *, save_seconds: float = SAVE_SECONDS
+        self,
+        recipe: Recipe,
+        evaluation: Evaluation,
+        folder: Path,
+        *,
+        processes: Processes | None = None,
+        save_seconds: float = SAVE_SECONDS,
     ) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.processes = processes or Processes(0, 1, device)
         self.recipe, self.evaluation, self.folder = recipe, evaluation, folder
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.pictures: Pictures = evaluation.train.to(self.device)
-        self.steps_per_epoch = _steps_per_epoch(recipe, len(self.pictures))
-        torch.manual_seed(_seed(recipe.seed, _WEIGHTS, 0))
-        self.method: Method = create(build(recipe), recipe, len(self.pictures)).to(self.device)
-        self.optimizer = _optimizer(self.method, recipe)
+        self.device = self.processes.device
+        self.plan = Plan(recipe, len(evaluation.train), self.processes)
+        torch.manual_seed(self.plan.seed(Stream.WEIGHTS))
+        self.method: Method = create(recipe, len(evaluation.train))
+        arrange_batchnorm(self.method, recipe, self.device)
+        self.method.to(self.device)
+        self.update = Update(list(self.method.parameters()), recipe, self.device)
         self.state = State()
+        self.scores: Scores | None = None
+        self._sums: dict[str, Tensor] = {}
         self._save_seconds = save_seconds
-        self._interrupted = False
+        self._interrupt = Interrupt()
+        self._stopping = False
 
-    def run(self) -> Scores | None:
+    def run(self) -> bool:
         """Train to the end, or to the next step after Ctrl-C.
 
         Returns:
-            The final scores, or None when it was interrupted (the state is saved, and the way on was printed).
+            Whether the end was reached; if not, the state is saved and the way on was printed.
 
         Raises:
             CollapseError: the loss is not a number, or the embeddings became equal.
             CheckpointError: the folder holds another run, or its newest checkpoint is damaged.
         """
         self._resume()
-        scores = None
-        saved = told = time.monotonic()
-        last = self.recipe.epochs * self.steps_per_epoch
-        with self._stopping_politely():
+        replica = self._replicate()
+        feed = Feed(self.evaluation.train, self.device)
+        with contextlib.closing(feed), self._interrupt, self._board() as board:
             if self.state.step == 0:
                 self._print_start()
-            while self.state.step < last and not self._interrupted:
-                self._step()
-                ended = self.state.step % self.steps_per_epoch == 0
+            images = feed.stream(self.plan.stream(self.state.step))
+            saved = told = time.monotonic()
+            while self.state.step < self.plan.steps and not self._stopping:
+                self._step(replica, images)
+                ended = self.state.step % self.plan.steps_per_epoch == 0
                 if ended:
-                    scores = self._end_epoch()
+                    self._end_epoch(board)
                     told = time.monotonic()
                 elif time.monotonic() - told >= _TELL_SECONDS:
                     self._print_step()
                     told = time.monotonic()
-                if (ended and self.state.step == last) or time.monotonic() - saved >= self._save_seconds:
+                if self._agree_to_save(due=time.monotonic() - saved >= self._save_seconds):
                     self.save()
                     saved = time.monotonic()
-        if self._interrupted and self.state.step < last:
+        if self.state.step < self.plan.steps:
             self.save()
-            report(f"interrupted at step {self.state.step:,} of {last:,}; run the same command again to go on")
-            return None
-        return scores or self.evaluation.measure(self.method.network)
+            done = f"step {self.state.step:,} of {self.plan.steps:,}"
+            report(f"interrupted at {done}; run the same command again to go on")
+            return False
+        if self.scores is None and self.processes.first:
+            self.scores = self.evaluation.measure(self.method.network)
+        return True
 
     def save(self) -> None:
         """Write a checkpoint of everything that `_resume` reads."""
-        checkpoints.save(self.folder, self.state.step, self._everything())
+        self._settle()
+        distributed.average_statistics(self.method)
+        if self.processes.first:
+            checkpoints.save(self.folder, self.state.step, self._everything())
+        distributed.wait()
 
-    def _step(self) -> None:
+    def _step(self, replica: nn.Module, images: Iterator[Tensor]) -> None:
+        """Compute the step's micro-batches, move the weights, then let the method write what it learnt."""
         start = time.perf_counter()
-        epoch, position = divmod(self.state.step, self.steps_per_epoch)
-        seed = _seed(self.recipe.seed, _STEP, self.state.step)
-        size = self.recipe.batch_size
-        rows = self._order(epoch)[position * size : (position + 1) * size].to(self.device)
         self.method.train()
-        views = self.method.views(self.pictures.cached[rows], Generator().manual_seed(seed))
-        loss = self.method.loss(Batch(views, rows, seed))
-        value = float(loss.value.detach())
-        collapse.check_loss(value, self.state.step, f"the newest checkpoint in {self.folder}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.state.step, self.steps_per_epoch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.value.backward()  # type: ignore[no-untyped-call]
-        if self.recipe.clip > 0:
-            nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip)
-        self.optimizer.step()
+        torch.manual_seed(self.plan.seed_of_process(self.state.step))
+        losses = []
+        for number, share in enumerate(self.plan.shares):
+            waiting = time.perf_counter()
+            pixels = next(images)
+            self.state.waited += time.perf_counter() - waiting
+            final = number == len(self.plan.shares) - 1
+            together = contextlib.nullcontext() if final else _alone(replica)
+            with together:  # the processes exchange gradients once, after the last micro-batch
+                loss: Loss = replica(self._batch(share, pixels))
+                self._watch(loss)
+                self.update.backward(loss.value)
+            losses.append(loss)
+        if self.update.step(learning_rate(self.recipe, self.state.step, self.plan.steps_per_epoch)):
+            with torch.no_grad():
+                self.method.commit(_join(losses))
+        self.state.step += 1
+        if self.device.type == "cuda" and self.state.step % _LOOK_STEPS == 0:
+            self._settle()
+        self.state.seconds += time.perf_counter() - start
+
+    def _batch(self, share: Share, pixels: Tensor) -> Batch:
+        """Return a share of the current step's batch."""
+        step = self.state.step
         with torch.no_grad():
-            self.method.commit(loss.pending)
-        self._count("loss", value)
+            draw = share.draw(self.plan.seed(Stream.VIEWS, step), self.device)
+            views = self.method.views(pixels, draw)
+        rows = self.plan.rows(step, share).to(self.device)
+        return Batch(views, rows, share, self.plan.seed(Stream.NOISE, step))
+
+    def _watch(self, loss: Loss) -> None:
+        """Count the numbers of a micro-batch; on a CPU, where looking is free, look at once."""
+        if self.device.type == "cpu":
+            collapse.check_loss(float(loss.value.detach()), self.state.step, self.folder)
+        self._count("loss", loss.value.detach())
         self._count("spread", collapse.spread(loss.embeddings))
         self._count("uniformity", collapse.uniformity(loss.embeddings))
         for name, metric in loss.metrics.items():
-            self._count(name, float(metric))
-        self.state.step += 1
-        self.state.seconds += time.perf_counter() - start
+            self._count(name, metric.detach())
 
-    def _count(self, name: str, value: float) -> None:
-        self.state.sums[name] = self.state.sums.get(name, 0.0) + value
+    def _count(self, name: str, value: Tensor | float) -> None:
+        value = torch.as_tensor(value, dtype=torch.float64, device=self.device) / len(self.plan.shares)
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def _order(self, epoch: int) -> Tensor:
-        generator = Generator().manual_seed(_seed(self.recipe.seed, _ORDER, epoch))
-        return torch.randperm(len(self.pictures), generator=generator)
+    def _settle(self) -> None:
+        """Bring the numbers from the device, and raise if the loss is none."""
+        if self._sums:
+            values = distributed.mean(torch.stack(list(self._sums.values()))).tolist()
+            self.state.sums = dict(zip(self._sums, values, strict=True))
+            collapse.check_loss(self.state.sums["loss"], self.state.step - 1, self.folder)
 
-    def _end_epoch(self) -> Scores | None:
+    def _end_epoch(self, board: Board | None) -> None:
         """Average the metrics, measure if it is time, log, and stop a collapsed run."""
-        epoch = self.state.step // self.steps_per_epoch
-        means = {name: total / self.steps_per_epoch for name, total in self.state.sums.items()}
-        self.state.sums = {}
+        epoch = self.state.step // self.plan.steps_per_epoch
+        self._settle()
+        distributed.average_statistics(self.method)
+        means = {name: total / self.plan.steps_per_epoch for name, total in self.state.sums.items()}
+        self.state.sums, self._sums = {}, {}
         collapse.check_spread(means["spread"], epoch)
+        if not self.processes.first:
+            distributed.wait()
+            return
         scores = None
         if epoch % self.recipe.knn_every == 0 or epoch == self.recipe.epochs:
-            scores = self.evaluation.measure(self.method.network)
+            self.scores = scores = self.evaluation.measure(self.method.network)
             if scores.best > self.state.best:
                 self.state.best = scores.best
                 checkpoints.save_best(self.folder, self._everything())
-        rate = learning_rate(self.recipe, self.state.step - 1, self.steps_per_epoch)
-        line: dict[str, Any] = {"epoch": epoch, "lr": rate, **means, "seconds": round(self.state.seconds, 1)}
-        if scores:
-            line |= {"knn_projection": scores.projection, "knn_pca": scores.pca, "knn_features": scores.features}
-        metrics.append(self.folder, line)
-        self._print_epoch(epoch, means, rate, scores)
-        return scores
+        means["wait"] = self.state.waited / max(self.state.seconds, 1e-9)
+        means["lr"] = learning_rate(self.recipe, self.state.step - 1, self.plan.steps_per_epoch)
+        line = means | (scores.named() if scores else {})
+        metrics.append(self.folder, {"epoch": epoch, **line, "seconds": round(self.state.seconds, 1)})
+        if board:
+            board.write(epoch, line)
+        report(epoch_line(epoch, self.recipe.epochs, means, rate=self._rate(), left=self._left(), scores=scores))
+        distributed.wait()
+
+    def _agree_to_save(self, *, due: bool) -> bool:
+        """Decide, together with all processes, whether to save now, and whether to stop."""
+        if self.state.step == self.plan.steps:
+            return True
+        if distributed.world() > 1:
+            if self.state.step % _LOOK_STEPS:
+                return False
+            due = distributed.any_of(due, self.device)
+            self._stopping = distributed.any_of(self._interrupt.asked, self.device)
+        else:
+            self._stopping = self._interrupt.asked
+        return due and not self._stopping
 
     def _print_start(self) -> None:
+        if not self.processes.first:
+            distributed.wait()
+            return
         report(f"measuring {self.evaluation.describe()}")
         pixels = self.evaluation.baseline()
         untrained = self.evaluation.measure(self.method.network)
@@ -175,92 +243,75 @@ class Training:
             f"to rise above: raw pixels, PCA-{self.recipe.dim}: {pixels:.4f}; untrained network, "
             f"the better of both heads: {untrained.best:.4f}"
         )
-
-    def _print_epoch(self, epoch: int, means: dict[str, float], rate: float, scores: Scores | None) -> None:
-        done = self.state.step * self.recipe.batch_size / max(self.state.seconds, 1e-9)
-        left = self.state.seconds / epoch * (self.recipe.epochs - epoch)
-        text = (
-            f"epoch {epoch:>4}/{self.recipe.epochs}  loss {means['loss']:7.4f}  lr {rate:.5f}  "
-            f"spread {means['spread']:.2f}  "
-            + (f"alignment {means['alignment']:.2f}  " if "alignment" in means else "")
-            + f"{done:5.0f} pictures/s  {_duration(left)} left"
-        )
-        if scores:
-            text += f"  kNN projection {scores.projection:.4f}  pca {scores.pca:.4f}"
-        report(text)
+        if self.method.note:
+            report(f"note: {self.method.note}")
+        distributed.wait()
 
     def _print_step(self) -> None:
-        epoch, position = divmod(self.state.step, self.steps_per_epoch)
+        epoch, position = divmod(self.state.step, self.plan.steps_per_epoch)
+        self._settle()
         loss = self.state.sums["loss"] / position
-        rate = self.state.step * self.recipe.batch_size / max(self.state.seconds, 1e-9)
-        steps = f"step {position}/{self.steps_per_epoch}"
-        report(f"  epoch {epoch + 1:>4}  {steps}  loss {loss:.4f}  {rate:.0f} pictures/s")
+        report(
+            step_line(
+                epoch + 1, position, self.plan.steps_per_epoch, loss=loss, rate=self._rate(), left=self._left()
+            )
+        )
+
+    def _rate(self) -> float:
+        return self.state.step * self.recipe.batch_size / max(self.state.seconds, 1e-9)
+
+    def _left(self) -> float:
+        return self.state.seconds / max(self.state.step, 1) * (self.plan.steps - self.state.step)
 
     def _resume(self) -> None:
         newest = checkpoints.latest(self.folder)
         if newest is None:
             return
         saved = checkpoints.load(newest)
+        if saved["name"] != self.recipe.method:
+            raise CheckpointError(
+                f"expected a checkpoint of {self.recipe.method} in {self.folder}, got one of {saved['name']}; "
+                "give another --out"
+            )
         self.method.load_state_dict(saved["method"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["rng"])
+        self.update.load_state_dict(saved["update"])
         self.state = State(**saved["state"])
-        metrics.cut(self.folder, self.state.step // self.steps_per_epoch)
+        self._sums = {
+            name: torch.tensor(total, dtype=torch.float64, device=self.device)
+            for name, total in self.state.sums.items()
+        }
+        if self.processes.first:
+            metrics.cut(self.folder, self.state.step // self.plan.steps_per_epoch)
         report(f"resuming {self.folder} at step {self.state.step:,} ({newest.name})")
 
     def _everything(self) -> dict[str, Any]:
         return {
+            "name": self.recipe.method,
             "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
+            "update": self.update.state_dict(),
             "state": dict(vars(self.state)),
         }
 
+    def _replicate(self) -> nn.Module:
+        """Return the method as called in a step: itself, or a replica that averages gradients."""
+        if distributed.world() == 1:
+            return self.method
+        return DistributedDataParallel(self.method, broadcast_buffers=False)
+
     @contextlib.contextmanager
-    def _stopping_politely(self) -> Iterator[None]:
-        """Let the first Ctrl-C end the current step; a second one is immediate."""
-
-        def stop(_number: int, _frame: object) -> None:
-            self._interrupted = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            report("stopping after this step; once more to stop at once")
-
-        before = signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def _board(self) -> Iterator[Board | None]:
+        if not self.processes.first:
+            yield None
+            return
+        with contextlib.closing(Board(self.folder, self.state.step // self.plan.steps_per_epoch)) as board:
+            yield board
 
 
-def _steps_per_epoch(recipe: Recipe, pictures: int) -> int:
-    if pictures < recipe.batch_size:
-        raise TrainingError(
-            f"expected at least one batch of {recipe.batch_size} pictures, got {pictures:,}; give more pictures, "
-            f"or --set batch_size={max(2, 2 ** int(math.log2(max(pictures, 2)) - 1))}"
-        )
-    if recipe.batch_size < 2:
-        raise TrainingError(f"expected a batch_size of at least 2 (BatchNorm needs it), got {recipe.batch_size}")
-    return pictures // recipe.batch_size  # the rest of an epoch is dropped; the next order drops another
+def _join(losses: list[Loss]) -> dict[str, Tensor]:
+    """Return what a step left pending: over its micro-batches, then over all processes, in order."""
+    names = losses[0].pending
+    return {name: distributed.gather(torch.cat([loss.pending[name] for loss in losses])) for name in names}
 
 
-def _optimizer(method: Method, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    groups = [  # biases and BatchNorm are not decayed
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-    nesterov = recipe.momentum > 0
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov)
-
-
-def _seed(seed: int, stream: int, number: int) -> int:
-    """Return the seed of one thing that is random; different numbers give independent streams."""
-    return int(np.random.SeedSequence((seed, stream, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _alone(replica: nn.Module) -> contextlib.AbstractContextManager[None]:
+    return replica.no_sync() if isinstance(replica, DistributedDataParallel) else contextlib.nullcontext()

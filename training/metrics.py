@@ -29,8 +29,8 @@ class Metrics:
 
     def verdict(self) -> str:
         """Say in a sentence whether the run rose above its baselines, or how far it got."""
-        heads = (self.curve("knn_pca"), self.curve("knn_projection"))
-        best = {epoch: max(head[epoch] for head in heads) for epoch in heads[0]}
+        trained = self.curve("knn_projection")  # empty for a method without a trained head
+        best = {epoch: max(score, trained.get(epoch, 0.0)) for epoch, score in self.curve("knn_pca").items()}
         if not best or not self.baselines:
             return "nothing was measured"
         name, line = max(self.baselines.items(), key=lambda item: item[1])

@@ -16,38 +16,36 @@ def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
 
     Args:
         recipe: to start from.
-        settings: key → text; keys of a part are written `augment.hue`, tuples `120,160`.
+        settings: key → text; keys of a part are written `augment.hue`, `options.temperature`, tuples `120,160`.
 
     Raises:
         RecipeError: an unknown key (with the nearest known one) or a value of the wrong type.
     """
     for key, text in settings.items():
+        if key not in (known := keys(recipe)):
+            raise _unknown(key, known)
         recipe = _replace(recipe, key, key.split("."), text)
     return recipe
 
 
-def keys() -> list[str]:
-    """Return every key that `override` knows."""
-    return [
-        f"{entry.name}.{part.name}" if part else entry.name
-        for entry in dataclasses.fields(Recipe)
-        if entry.name not in ("name", "about")
-        for part in _parts(entry)
-    ]
-
-
-def _parts(entry: dataclasses.Field[Any]) -> list[Any]:
-    """Return the fields of a part of the recipe, or one None for a plain value."""
-    return list(dataclasses.fields(entry.type)) if dataclasses.is_dataclass(entry.type) else [None]
+def keys(recipe: Recipe) -> list[str]:
+    """Return every key that `override` knows for a recipe; those of its options depend on its method."""
+    plain, nested = [], []
+    for entry in dataclasses.fields(recipe):
+        value = getattr(recipe, entry.name)
+        if dataclasses.is_dataclass(value):
+            nested += [f"{entry.name}.{part.name}" for part in dataclasses.fields(value)]
+        elif entry.name not in ("name", "about"):
+            plain.append(entry.name)
+    return plain + nested
 
 
 def _replace(part: Part, key: str, path: list[str], text: str) -> Part:
-    hints = get_type_hints(type(part))
     name = path[0]
-    nested = dataclasses.is_dataclass(getattr(part, name, None))
-    if name not in hints or name in ("name", "about") or nested == (len(path) == 1):
-        raise _unknown(key)
-    value = _replace(getattr(part, name), key, path[1:], text) if nested else _parse(hints[name], key, text)
+    if len(path) > 1:
+        value = _replace(getattr(part, name), key, path[1:], text)
+    else:
+        value = _parse(get_type_hints(type(part))[name], key, text)
     return dataclasses.replace(part, **{name: value})  # type: ignore[type-var]
 
 
@@ -56,6 +54,10 @@ def _parse(kind: Any, key: str, text: str) -> Any:  # noqa: ANN401 - the field's
         if text in get_args(kind):
             return text
         raise RecipeError(f"expected {key} to be one of {', '.join(get_args(kind))}, got {text!r}")
+    if kind is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise RecipeError(f"expected {key} to be true or false, got {text!r}")
     try:
         if get_origin(kind) is tuple:
             return tuple(int(part) for part in text.split(",") if part)
@@ -65,8 +67,7 @@ def _parse(kind: Any, key: str, text: str) -> Any:  # noqa: ANN401 - the field's
         raise RecipeError(f"expected {key} to be {name}, got {text!r}") from error
 
 
-def _unknown(key: str) -> RecipeError:
-    known = keys()
+def _unknown(key: str, known: list[str]) -> RecipeError:
     tails = {name.rpartition(".")[2]: name for name in known}
     near = difflib.get_close_matches(key, known, 1) or [
         tails[tail] for tail in difflib.get_close_matches(key.rpartition(".")[2], tails, 1)

@@ -29,6 +29,8 @@ def plot(runs: list[Path], out: Path) -> None:
         colour, name = f"C{number}", run.resolve().name
         for head, style in (("pca", "-"), ("projection", "--")):
             curve = metrics.curve(f"knn_{head}")
+            if not curve:
+                continue
             accuracy.plot(curve.keys(), curve.values(), colour + style, label=f"{name}, {head}")
         for baseline, style in (("raw_pixels", ":"), ("untrained", "-.")):
             if baseline in metrics.baselines:

@@ -9,10 +9,12 @@ import torch
 
 from index.cores import available_cores
 from index.errors import TrainingError
-from training import checkpoints, metrics
+from training import checkpoints, distributed, metrics
 from training.data import Pictures, load_pictures, write_skipped
-from training.evaluation.knn import Evaluation, Scores
-from training.loop import SAVE_SECONDS, Training, report
+from training.distributed import processes
+from training.evaluation.knn import Evaluation
+from training.loop import SAVE_SECONDS, Training
+from training.progress import report
 from training.recipes import Recipe
 
 
@@ -25,8 +27,8 @@ def start(
     folder: Path,
     threads: int | None = None,
     save_seconds: float = SAVE_SECONDS,
-) -> Scores | None:
-    """Begin a run, or go on with the one that the folder holds.
+) -> bool:
+    """Begin a run, or go on with the one that the folder holds; under torchrun, as one of its processes.
 
     Args:
         recipe: with its overrides.
@@ -38,29 +40,29 @@ def start(
         save_seconds: between checkpoints; 0 saves after every step.
 
     Returns:
-        The final scores, or None when the run was interrupted.
+        Whether the run reached its end; False when it was interrupted.
     """
     torch.set_num_threads(threads or available_cores())
-    train = load_pictures(data, recipe, labels=labels)
-    if len(train) < 2:
-        raise TrainingError(f"expected at least two different pictures to tell apart, got one in {data}")
-    tested = load_pictures(test, recipe) if test else None
-    _make(folder)
-    write_skipped(folder / "skipped.csv", train.skipped)
-    if train.skipped:
-        report(f"skipped {len(train.skipped):,} pictures that could not be read: {folder / 'skipped.csv'}")
-    evaluation = Evaluation(recipe, train, tested)
-    checkpoints.write_recipe(folder, recipe, describe(train, data, test, labels=labels))
-    training = Training(recipe, evaluation, folder, save_seconds=save_seconds)
-    scores = training.run()
-    if scores:
-        report(
-            f"finished: {evaluation.describe()}: projection {scores.projection:.4f}, PCA head {scores.pca:.4f}, "
-            f"pooled features {scores.features:.4f}"
-        )
-        report(metrics.read(folder).verdict())
-        report(f"next: python -m training export {folder} --out encoder.onnx")
-    return scores
+    with processes() as group:
+        train = load_pictures(data, recipe, labels=labels)
+        if len(train) < 2:
+            raise TrainingError(f"expected at least two different pictures to tell apart, got one in {data}")
+        evaluation = Evaluation(recipe, train, load_pictures(test, recipe) if test else None)
+        if group.first:
+            _open_folder(folder, recipe, train, describe(train, data, test, labels=labels))
+        distributed.wait()
+        training = Training(recipe, evaluation, folder, processes=group, save_seconds=save_seconds)
+        finished = training.run()
+        if finished and training.scores:
+            trained = training.scores.projection
+            head = "" if trained is None else f"projection {trained:.4f}, "
+            report(
+                f"finished: {evaluation.describe()}: {head}PCA head {training.scores.pca:.4f}, "
+                f"pooled features {training.scores.features:.4f}"
+            )
+            report(metrics.read(folder).verdict())
+            report(f"next: python -m training export {folder} --out encoder.onnx")
+        return finished
 
 
 def describe(train: Pictures, data: Path, test: Path | None, *, labels: bool) -> dict[str, Any]:
@@ -77,8 +79,13 @@ def describe(train: Pictures, data: Path, test: Path | None, *, labels: bool) ->
     }
 
 
-def _make(folder: Path) -> None:
+def _open_folder(folder: Path, recipe: Recipe, train: Pictures, trained_on: dict[str, Any]) -> None:
+    """Make the folder of a new run, or check that the run it holds is this one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"expected a folder for the run at {folder}, got: {error.strerror}") from error
+    write_skipped(folder / "skipped.csv", train.skipped)
+    if train.skipped:
+        report(f"skipped {len(train.skipped):,} pictures that could not be read: {folder / 'skipped.csv'}")
+    checkpoints.write_recipe(folder, recipe, trained_on)

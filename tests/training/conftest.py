@@ -26,5 +26,5 @@ def tiny_recipe():
         batch_size=8,
         knn_k=5,
         augment=Augmentation(crop_area=0.5),
-        npid=Npid(temperature=0.2, views=2, contrast=1.0),
+        options=Npid(temperature=0.2, views=2, contrast=1.0),
     )

@@ -9,14 +9,18 @@ import torchvision.transforms.functional as TF
 from torch import Generator
 
 from training import augment
+from training.draws import Draw, Share
 from training.recipes import Augmentation
 
-CPU = torch.device("cpu")
 STILL = Augmentation(crop_area=1.0, crop_ratio=1.0, flip=0.0, jitter=0.0, grayscale=0.0)
 
 
 def generator(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
+
+
+def draw(count: int, seed: int = 0) -> Draw:
+    return Share.whole(count).draw(seed)
 
 
 def pictures(count: int = 6, side: int = 24, seed: int = 1) -> torch.Tensor:
@@ -25,20 +29,20 @@ def pictures(count: int = 6, side: int = 24, seed: int = 1) -> torch.Tensor:
 
 def test_a_view_without_any_change_is_the_picture():
     images = (pictures() * 255).round().to(torch.uint8)
-    assert torch.allclose(augment.view(images, 24, STILL, generator()), images / 255, atol=1e-5)
+    assert torch.allclose(augment.view(images, 24, STILL, draw(6)), images / 255, atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_views_and_another_seed_others():
     images = (pictures() * 255).to(torch.uint8)
     chosen = Augmentation(rotation=10, blur=0.5)
-    once = augment.view(images, 16, chosen, generator(3))
-    assert torch.equal(once, augment.view(images, 16, chosen, generator(3)))
-    assert not torch.equal(once, augment.view(images, 16, chosen, generator(4)))
+    once = augment.view(images, 16, chosen, draw(6, 3))
+    assert torch.equal(once, augment.view(images, 16, chosen, draw(6, 3)))
+    assert not torch.equal(once, augment.view(images, 16, chosen, draw(6, 4)))
 
 
 def test_views_stay_within_zero_and_one_under_every_change():
     images = (pictures(32) * 255).to(torch.uint8)
-    views = augment.view(images, 16, Augmentation(rotation=30, blur=1.0, hue=0.5), generator())
+    views = augment.view(images, 16, Augmentation(rotation=30, blur=1.0, hue=0.5), draw(32))
     assert views.shape == (32, 3, 16, 16)
     assert views.min() >= -1e-5
     assert views.max() <= 1 + 1e-5
@@ -46,7 +50,7 @@ def test_views_stay_within_zero_and_one_under_every_change():
 
 def test_each_picture_draws_its_own_parameters():
     same = (pictures(1) * 255).to(torch.uint8).expand(8, -1, -1, -1)
-    views = augment.view(same, 16, Augmentation(), generator())
+    views = augment.view(same, 16, Augmentation(), draw(8))
     assert len({float(view.sum()) for view in views}) == 8
 
 
@@ -84,7 +88,7 @@ def slow_crop(image, box, size, flip, angle):
 
 
 def test_crop_boxes_follow_their_distribution_and_never_stick_out():
-    boxes = augment.crop_boxes(20_000, 0.2, 4 / 3, generator(), CPU)
+    boxes = augment.crop_boxes(0.2, 4 / 3, draw(20_000))
     left, top, width, height = boxes.unbind(1)
     area = width * height
     assert (left >= 0).all()
@@ -141,7 +145,7 @@ def test_probabilities_are_met(field, probability):
     left_red = torch.zeros(4000, 3, 4, 4, dtype=torch.uint8)
     left_red[:, 0, :, :2] = 200
     chosen = Augmentation(**{**vars(STILL), field: probability})
-    views = augment.view(left_red, 4, chosen, generator())
+    views = augment.view(left_red, 4, chosen, draw(len(left_red)))
     grey = (views[:, 0] == views[:, 1]).flatten(1).all(1)
     flipped = views[:, 0, 0, 3] > views[:, 0, 0, 0]
     share = float((grey if field == "grayscale" else flipped).float().mean())

@@ -9,6 +9,7 @@ from torch import Generator
 
 from index.errors import RecipeError
 from training.backbone import build
+from training.draws import Share
 from training.methods import Batch, npid
 from training.methods.npid import NPID
 from training.recipes import Npid, Recipe
@@ -23,14 +24,15 @@ def unit(count, seed, dim=DIM):
 def method(pictures=PICTURES, **options):
     torch.manual_seed(0)
     recipe = Recipe(
-        name="test", about="", image_size=8, cache_size=8, width=0.25, stem="full", npid=Npid(**options)
+        name="test", about="", image_size=8, cache_size=8, width=0.25, stem="full", options=Npid(**options)
     )
     return NPID(build(recipe), recipe, pictures)
 
 
 def batch(method, count=6, seed=5):
     images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=Generator().manual_seed(seed))
-    return Batch(method.views(images, Generator().manual_seed(seed)), torch.arange(count) * 3, seed)
+    share = Share.whole(count)
+    return Batch(method.views(images, share.draw(seed)), torch.arange(count) * 3, share, seed)
 
 
 def naive_softmax(embeddings, memory, rows, temperature):
@@ -107,7 +109,14 @@ def test_the_initial_memory_has_unit_rows_around_zero():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"loss": "nce", "negatives": 9}, {"views": 2, "contrast": 1.0}, {"proximal": 5.0}]
+    "options",
+    [
+        {},
+        {"loss": "nce", "negatives": 9},
+        {"loss": "infonce", "negatives": 9},
+        {"views": 2, "contrast": 1.0},
+        {"proximal": 5.0},
+    ],
 )
 def test_the_loss_is_a_function_called_twice_it_gives_the_same_and_writes_nothing(options):
     task = method(**options).train()
@@ -124,7 +133,7 @@ def test_commit_mixes_old_and_new_by_the_weight_of_the_old_and_keeps_unit_length
     old = task.memory.clone()
     new = unit(3, 9)
     rows = torch.tensor([4, 0, 17])
-    task.commit(npid.Pending(rows, new, torch.tensor(0.0)))
+    task.commit({"rows": rows, "vectors": new, "partition": torch.zeros(1)})
     expected = F.normalize(0.75 * old[rows] + 0.25 * new, dim=1)
     assert torch.allclose(task.memory[rows], expected, atol=1e-6)
     untouched = [row for row in range(PICTURES) if row not in (4, 0, 17)]
@@ -145,9 +154,9 @@ def test_the_partition_is_taken_once_or_followed():
         first = task.loss(batch(task, seed=1)).pending
         assert task.partition == 0
         task.commit(first)
-        assert task.partition == first.partition > 0
+        assert task.partition == first["partition"].item() > 0
         task.commit(task.loss(batch(task, seed=2)).pending)
-        assert (task.partition == first.partition) == (kind == "once")
+        assert (task.partition == first["partition"].item()) == (kind == "once")
 
 
 def test_the_proximal_term_is_lambda_times_the_squared_step():
@@ -169,5 +178,5 @@ def test_the_contrast_of_views_equals_the_naive_formula():
 
 
 def test_a_contrast_of_one_view_is_refused():
-    with pytest.raises(RecipeError, match=r"npid\.views=2"):
+    with pytest.raises(RecipeError, match=r"options\.views=2"):
         method(contrast=1.0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from index.errors import TrainingError
 from index.images import Pixels
@@ -20,6 +20,7 @@ from index.knn import KnnProtocol, Vectors, accuracy, leave_one_out, top_k
 from training.augment import view
 from training.backbone import Network
 from training.data import Pictures
+from training.draws import Share
 from training.evaluation.pca import Pca, fit_pca, unit
 from training.recipes import Recipe
 
@@ -35,13 +36,13 @@ class Embedded:
 
     Attributes:
         features: float32 (N, F), pooled, as they come.
-        projection: float32 (N, D), unit rows.
+        projection: float32 (N, D), unit rows; None where the method has no trained head.
         descriptor: float32 (N, G), all stages pooled.
         blocks: widths of the stages in the descriptor; they add up to G.
     """
 
     features: Vectors
-    projection: Vectors
+    projection: Vectors | None
     descriptor: Vectors
     blocks: tuple[int, ...]
 
@@ -55,19 +56,24 @@ class Scores:
     """One measurement; shares between 0 and 1.
 
     Attributes:
-        projection: with the trained head.
+        projection: with the trained head; None where the method has none.
         pca: with the PCA head on the descriptor.
         features: with the pooled features themselves.
     """
 
-    projection: float
+    projection: float | None
     pca: float
     features: float
 
     @property
     def best(self) -> float:
         """The better of the two heads."""
-        return max(self.projection, self.pca)
+        return max(self.projection or 0.0, self.pca)
+
+    def named(self) -> dict[str, float]:
+        """Return the numbers as metrics.jsonl calls them."""
+        trained = {} if self.projection is None else {"knn_projection": self.projection}
+        return {**trained, "knn_pca": self.pca, "knn_features": self.features}
 
 
 class Evaluation:
@@ -117,7 +123,11 @@ class Evaluation:
         elif self.test is not None:
             other = embed(network, self.test.prepared)
         return Scores(
-            projection=self.score(train.projection, other.projection if other else None),
+            projection=(
+                None
+                if train.projection is None
+                else self.score(train.projection, other.projection if other else None)
+            ),
             pca=self.score(pca(train.descriptor), pca(other.descriptor) if other else None),
             features=self.score(unit(train.features), unit(other.features) if other else None),
         )
@@ -133,9 +143,9 @@ class Evaluation:
 
     def view_pixels(self) -> Pixels:
         """Return the fixed random views that ask for their own pictures: uint8 (≤ N, H, H, 3)."""
-        generator = Generator().manual_seed(self.recipe.seed)
         images = self.train.cached[:_RETRIEVAL_VIEWS]
-        views = view(images, self.recipe.image_size, self.recipe.augment, generator)
+        draw = Share.whole(len(images)).draw(self.recipe.seed, images.device)
+        views = view(images, self.recipe.image_size, self.recipe.augment, draw)
         return np.asarray((views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu())
 
 
@@ -151,12 +161,13 @@ def embed(network: Network, pixels: Pixels) -> Embedded:
             part = torch.from_numpy(pixels[start : start + _BATCH]).to(device).permute(0, 3, 1, 2)
             pooled = network.descriptor(part.float() / 255)
             parts.append(tuple(stage.cpu() for stage in pooled))
-            projections.append(network.project(pooled[-1]).cpu())
+            if network.projection is not None:
+                projections.append(network.project(pooled[-1]).cpu())
     network.train(training)
     stages = [torch.cat(stage).numpy() for stage in zip(*parts, strict=True)]
     return Embedded(
         features=stages[-1],
-        projection=unit(torch.cat(projections).numpy()),
+        projection=unit(torch.cat(projections).numpy()) if projections else None,
         descriptor=np.concatenate(stages, axis=1),
         blocks=tuple(stage.shape[1] for stage in stages),
     )

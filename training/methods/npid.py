@@ -12,30 +12,22 @@ Shapes: B pictures a batch, V views, D dimension, N pictures in all, m noise sam
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from index.errors import RecipeError
 from training.augment import view
 from training.backbone import Network
+from training.draws import Draw
 from training.methods.method import Batch, Loss, Method
-from training.recipes import Recipe
+from training.recipes import Npid, Recipe
 
 _CHUNK = 65_536  # columns of the (B, N) logits that exist at a time
 _PARTITION_EMA = 0.99  # K. He's remedy for a Z estimated once (HobbitLong/CMC, issue 23)
-
-
-@dataclass(frozen=True)
-class Pending:
-    """What a step will write: memory rows (B,), their new vectors (B, D), and the new estimate of Z ()."""
-
-    rows: Tensor
-    vectors: Tensor
-    partition: Tensor
 
 
 class NPID(Method):
@@ -44,38 +36,35 @@ class NPID(Method):
     Buffers: `memory` float32 (N, D) with unit rows, and `partition` (), NCE's Z, 0 until the first batch.
     """
 
+    note: ClassVar[str] = (
+        "the loss may rise for an epoch or two: the memory starts as random vectors, which are easier to tell "
+        "apart than pictures"
+    )
     memory: Tensor
     partition: Tensor
 
     def __init__(self, network: Network, recipe: Recipe, pictures: int) -> None:
-        super().__init__(network)
-        self.recipe = recipe
-        self.options = recipe.npid
-        if self.options.contrast > 0 and self.options.views < 2:
-            raise RecipeError("expected npid.views of at least 2 for npid.contrast, got 1; set npid.views=2")
+        super().__init__(network, recipe, pictures)
+        if not isinstance(recipe.options, Npid):
+            raise RecipeError(f"expected options of npid, got those of {recipe.method}")
+        self.options = recipe.options
         self.register_buffer("memory", initial_memory(pictures, recipe.dim))
         self.register_buffer("partition", torch.zeros(()))
 
-    def views(self, images: Tensor, generator: Generator) -> tuple[Tensor, ...]:
+    def views(self, images: Tensor, draw: Draw) -> tuple[Tensor, ...]:
         """Return V independent random views, each float32 (B, 3, H, W)."""
         size, augmentation = self.recipe.image_size, self.recipe.augment
-        return tuple(view(images, size, augmentation, generator) for _ in range(self.options.views))
+        return tuple(view(images, size, augmentation, draw) for _ in range(self.options.views))
 
     def loss(self, batch: Batch) -> Loss:
         """Tell each picture from all others; see the file's docstring."""
         options, count = self.options, len(batch.views)
         embeddings = self.network(torch.cat(batch.views))  # (V·B, D)
         rows = batch.rows.repeat(count)
-        partition = self.partition
-        if options.loss == "nce":
-            negatives = self._noise(len(rows), batch.seed)
-            value, partition = self._noise_contrast(embeddings, rows, negatives)
-        else:
-            value = instance_softmax(embeddings, self.memory, rows, options.temperature)
+        value, partition = self._instance(embeddings, rows, batch)
         metrics = {"instance": value.detach()}
         value = options.instance * value
-        old = self.memory[rows]
-        distance = (embeddings - old).square().sum(dim=1).mean()
+        distance = (embeddings - self.memory[rows]).square().sum(dim=1).mean()
         if options.proximal > 0:
             value = value + options.proximal * distance  # §3.3, eq. 10
         each = embeddings.unflatten(0, (count, -1))  # (V, B, D)
@@ -86,25 +75,36 @@ class NPID(Method):
         alignment = distance if count == 1 else (each[0] - each[1]).square().sum(dim=1).mean()
         metrics["alignment"] = alignment.detach()
         new = F.normalize(each.detach().mean(dim=0), dim=1)
-        return Loss(value, metrics, each[0].detach(), Pending(batch.rows, new, partition))
+        pending = {"rows": batch.rows, "vectors": new, "partition": partition[None]}
+        return Loss(value, metrics, each[0].detach(), pending)
 
-    def commit(self, pending: Any) -> None:  # noqa: ANN401
-        """Renew the memory of the batch: unit(old_weight · old + (1 - old_weight) · new)."""
-        step = cast("Pending", pending)
-        weight = self.options.old_weight
-        mixed = weight * self.memory[step.rows] + (1 - weight) * step.vectors
-        self.memory[step.rows] = F.normalize(mixed, dim=1)
-        self.partition.copy_(step.partition)
+    def commit(self, pending: Mapping[str, Tensor]) -> None:
+        """Renew the memory of the batch: unit(old_weight · old + (1 - old_weight) · new).
 
-    def _noise(self, count: int, seed: int) -> Tensor:
-        """Draw noise samples, uniform with replacement; one may be the picture itself, as published: (count, m)."""
-        generator = Generator().manual_seed(seed)
-        shape = (count, self.options.negatives)
-        return torch.randint(len(self.memory), shape, generator=generator).to(self.memory.device)
+        Args:
+            pending: `rows` int64 (B,), `vectors` (B, D), `partition` (one estimate of Z a part of the batch).
+        """
+        weight, rows = self.options.old_weight, pending["rows"]
+        mixed = weight * self.memory[rows] + (1 - weight) * pending["vectors"]
+        self.memory[rows] = F.normalize(mixed, dim=1)
+        self.partition.copy_(pending["partition"].mean())
 
-    def _noise_contrast(self, embeddings: Tensor, rows: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the NCE loss and the Z to keep."""
-        samples = torch.cat([rows[:, None], negatives], dim=1)  # (B, 1 + m)
+    def _instance(self, embeddings: Tensor, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the paper's term by the loss that the options name, and the Z to keep."""
+        options, views = self.options, len(batch.views)
+        draw = batch.share.draw(batch.seed, embeddings.device)
+        if options.loss == "nce":
+            # Uniform with replacement; one may be the picture itself, as published.
+            noise = draw.integers(len(self.memory), views, options.negatives)  # (B, V, m)
+            return self._noise_contrast(embeddings, rows, noise.transpose(0, 1).flatten(0, 1))
+        if options.loss == "infonce":
+            shared = draw.common(len(self.memory), options.negatives)
+            return shared_contrast(embeddings, self.memory, rows, shared, options.temperature), self.partition
+        return instance_softmax(embeddings, self.memory, rows, options.temperature), self.partition
+
+    def _noise_contrast(self, embeddings: Tensor, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the NCE loss and the Z to keep, with noise samples (V·B, m)."""
+        samples = torch.cat([rows[:, None], noise], dim=1)  # (V·B, 1 + m)
         logits = torch.einsum("bd,bmd->bm", embeddings, self.memory[samples]) / self.options.temperature
         estimate = estimate_partition(logits.detach(), len(self.memory))
         known = bool(self.partition > 0)
@@ -180,6 +180,23 @@ def noise_contrast(logits: Tensor, partition: Tensor, pictures: int) -> Tensor:
     noise = logits.shape[1] - 1
     odds = logits - partition.log() - math.log(noise / pictures)
     return (F.softplus(-odds[:, 0]) + F.softplus(odds[:, 1:]).sum(dim=1)).mean()
+
+
+def shared_contrast(embeddings: Tensor, memory: Tensor, rows: Tensor, shared: Tensor, temperature: float) -> Tensor:
+    """InfoNCE: a softmax over the instance and m samples that the whole batch shares, so that one product does.
+
+    Args:
+        embeddings: (B, D) unit rows.
+        memory: (N, D) unit rows, without gradient.
+        rows: int64 (B,), each embedding's own instance.
+        shared: int64 (m,), samples; those that happen to be the embedding's own instance do not count for it.
+        temperature: τ.
+    """
+    own = torch.einsum("bd,bd->b", embeddings, memory[rows])  # (B,)
+    others = embeddings @ memory[shared].T  # (B, m)
+    others = others.masked_fill(shared[None] == rows[:, None], -math.inf)
+    logits = torch.cat([own[:, None], others], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros_like(rows))
 
 
 def estimate_partition(logits: Tensor, pictures: int) -> Tensor:
