@@ -35,7 +35,12 @@ def _parser() -> argparse.ArgumentParser:
 
     build = commands.add_parser("build", help="embed pictures into a bank; the same command resumes")
     build.add_argument("--encoder", type=Path, required=True, help="encoder.onnx")
-    build.add_argument("--images", type=Path, required=True, help="folder of pictures, or a .parquet file")
+    build.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        help="folder of pictures; .csv or .parquet of paths or pictures; .tar shards; cifar10:ROOT and its like",
+    )
     build.add_argument("--out", type=Path, required=True, help="the bank's directory")
     build.add_argument(
         "--labels", choices=["folders", "none"], default="folders", help="label = class folder or column (default)"
