@@ -43,9 +43,9 @@ def naive_softmax(embeddings, memory, rows, temperature):
     return total / len(embeddings)
 
 
-@pytest.mark.parametrize("chunk", [7, 40, 1000])
-def test_the_softmax_equals_the_naive_formula_and_so_does_its_gradient(monkeypatch, chunk):
-    monkeypatch.setattr(npid, "_CHUNK", chunk)
+@pytest.mark.parametrize("columns", [1, 7, 40, 1000])
+def test_the_softmax_equals_the_naive_formula_and_so_does_its_gradient(monkeypatch, columns):
+    monkeypatch.setattr(npid, "_columns", lambda _: columns)
     memory, rows = unit(PICTURES, 1).double(), torch.tensor([0, 39, 7, 7])
     embeddings = unit(4, 2).double().requires_grad_()
     value = npid.instance_softmax(embeddings, memory, rows, 0.07)
@@ -54,6 +54,39 @@ def test_the_softmax_equals_the_naive_formula_and_so_does_its_gradient(monkeypat
     (fast_gradient,) = torch.autograd.grad(value * 3, embeddings)
     (slow_gradient,) = torch.autograd.grad(slow * 3, embeddings)
     assert torch.allclose(fast_gradient, slow_gradient, atol=1e-10)
+
+
+@pytest.mark.parametrize("near", [0.0, 3.0])
+def test_the_softmax_in_bfloat16_is_the_naive_one_but_for_rounding(monkeypatch, near):
+    monkeypatch.setattr(npid, "_columns", lambda _: 700)  # several chunks, the last one short
+    memory, rows = unit(5000, 1), torch.arange(0, 64 * 70, 70)
+    embeddings = F.normalize(unit(64, 2) + near * memory[rows], dim=1).requires_grad_()
+    value = npid.instance_softmax(embeddings, memory, rows, 0.07, half=True)
+    exact = F.cross_entropy(embeddings @ memory.T / 0.07, rows)
+    assert value.item() == pytest.approx(exact.item(), rel=2e-3)
+    (rough,), (gradient,) = torch.autograd.grad(value, embeddings), torch.autograd.grad(exact, embeddings)
+    assert (rough - gradient).norm() < 5e-3 * gradient.norm()
+
+
+def test_the_softmax_over_a_memory_of_one_picture_is_certain():
+    memory = unit(1, 1)
+    value = npid.instance_softmax(unit(3, 2).requires_grad_(), memory, torch.zeros(3, dtype=torch.int64), 0.07)
+    assert value.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_softmax_over_shared_samples_equals_the_naive_formula_and_so_does_its_gradient():
+    memory, rows = unit(PICTURES, 1).double(), torch.tensor([0, 39, 7])
+    shared = torch.tensor([3, 7, 7, 20, 39])  # some are a picture's own, once or twice: not told from itself
+    embeddings = unit(3, 2).double().requires_grad_()
+    total = torch.zeros(())
+    for v, row in zip(embeddings, rows, strict=True):
+        own = torch.exp(v @ memory[row] / 0.07)
+        others = sum(torch.exp(v @ memory[j] / 0.07) for j in shared if j != row)
+        total = total - torch.log(own / (own + others)) / 3
+    value = npid.shared_contrast(embeddings, memory, rows, shared, 0.07)
+    assert value.item() == pytest.approx(total.item(), rel=1e-9)
+    (fast,), (slow,) = torch.autograd.grad(value, embeddings), torch.autograd.grad(total, embeddings)
+    assert torch.allclose(fast, slow, atol=1e-10)
 
 
 def test_the_softmax_survives_a_temperature_that_overflows_exp():

@@ -26,7 +26,8 @@ from training.draws import Draw
 from training.methods.method import Batch, Loss, Method
 from training.recipes import Npid, Recipe
 
-_CHUNK = 65_536  # columns of the (B, N) logits that exist at a time
+_CHUNK = 2**24  # of the B·N logits, how many exist at a time on a GPU
+_CHUNK_CORE = 2**19  # ... and for each CPU thread: they stay in its cache between being made and being used
 _PARTITION_EMA = 0.99  # K. He's remedy for a Z estimated once (HobbitLong/CMC, issue 23)
 
 
@@ -100,7 +101,9 @@ class NPID(Method):
         if options.loss == "infonce":
             shared = draw.common(len(self.memory), options.negatives)
             return shared_contrast(embeddings, self.memory, rows, shared, options.temperature), self.partition
-        return instance_softmax(embeddings, self.memory, rows, options.temperature), self.partition
+        half = self.recipe.precision != "float32"
+        value = instance_softmax(embeddings, self.memory, rows, options.temperature, half=half)
+        return value, self.partition
 
     def _noise_contrast(self, embeddings: Tensor, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the NCE loss and the Z to keep, with noise samples (V·B, m)."""
@@ -121,7 +124,9 @@ def initial_memory(pictures: int, dim: int) -> Tensor:
     return F.normalize(torch.empty(pictures, dim).uniform_(-bound, bound), dim=1)
 
 
-def instance_softmax(embeddings: Tensor, memory: Tensor, rows: Tensor, temperature: float) -> Tensor:
+def instance_softmax(
+    embeddings: Tensor, memory: Tensor, rows: Tensor, temperature: float, *, half: bool = False
+) -> Tensor:
     """Mean of -log P(row | embedding), the softmax running over the whole memory.
 
     Args:
@@ -129,41 +134,74 @@ def instance_softmax(embeddings: Tensor, memory: Tensor, rows: Tensor, temperatu
         memory: (N, D) unit rows, without gradient.
         rows: int64 (B,), each embedding's own instance.
         temperature: τ.
+        half: whether other instances are compared in bfloat16, twice as fast where the hardware has it. The own
+            instance never is, so a loss near zero and its gradient stay right.
     """
-    return cast("Tensor", _InstanceSoftmax.apply(embeddings, memory, rows, temperature))
+    return cast("Tensor", _InstanceSoftmax.apply(embeddings, memory, rows, temperature, half))
 
 
 class _InstanceSoftmax(torch.autograd.Function):
-    """Cross-entropy over N columns in one pass that never holds more than (B, chunk) logits.
+    """Cross-entropy over N columns in one pass that never holds more than a chunk of the (B, N) logits.
 
     The gradient of the loss by an embedding is (E_P[m] - m_row) / τ. The expectation is summed up along with the
     denominator, rescaled whenever a larger logit turns up, so nothing is computed twice or kept for backward.
+    Logits are to the base 2, because exp2 takes a third of the time of exp on a CPU.
     """
 
     @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, memory: Tensor, rows: Tensor, temperature: float) -> Tensor:  # noqa: ANN401
-        count, dim = embeddings.shape
-        largest = embeddings.new_full((count, 1), -math.inf)
-        total = embeddings.new_zeros((count, 1))
-        expected = embeddings.new_zeros((count, dim))
-        for start in range(0, len(memory), _CHUNK):
-            part = memory[start : start + _CHUNK]
-            logits = embeddings @ part.T / temperature
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        embeddings: Tensor,
+        memory: Tensor,
+        rows: Tensor,
+        temperature: float,
+        half: bool,  # noqa: FBT001 - apply() takes no keywords
+    ) -> Tensor:
+        count, width = len(embeddings), _columns(embeddings)
+        queries = embeddings / (temperature * math.log(2))
+        own = memory[rows]  # (B, D)
+        own_logit = (queries * own).sum(dim=1, keepdim=True)  # (B, 1)
+        largest, total, expected = own_logit, torch.ones_like(own_logit), own.clone()
+        exact = queries.new_empty(count * min(width, len(memory)))
+        queries = queries.bfloat16() if half else queries
+        rough = queries.new_empty(len(exact)) if half else exact
+        for start in range(0, len(memory), width):
+            part = memory[start : start + width].to(queries.dtype)
+            shape = (count, len(part))
+            products = torch.mm(queries, part.T, out=rough[: count * len(part)].view(shape))
+            logits = exact[: count * len(part)].view(shape)
+            if half:
+                logits.copy_(products)
+            _leave_out(logits, rows - start)
             top = torch.maximum(largest, logits.amax(dim=1, keepdim=True))
-            shrink = torch.exp(largest - top)
-            weights = torch.exp(logits - top)
-            total = total * shrink + weights.sum(dim=1, keepdim=True)
-            expected = expected * shrink + weights @ part
+            shrink = (largest - top).exp2_()
+            weights = logits.sub_(top).exp2_()
+            total.mul_(shrink).add_(weights.sum(dim=1, keepdim=True))
+            expected.mul_(shrink).add_((products.copy_(weights) if half else weights) @ part)
             largest = top
-        own = memory[rows]
         ctx.save_for_backward((expected / total - own) / (temperature * count))
-        logit = (embeddings * own).sum(dim=1, keepdim=True) / temperature
-        return (largest + total.log() - logit).mean()
+        return ((largest - own_logit + total.log2()) * math.log(2)).mean()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN401
         (slope,) = ctx.saved_tensors
-        return gradients[0] * slope, None, None, None
+        return gradients[0] * slope, None, None, None, None
+
+
+def _columns(embeddings: Tensor) -> int:
+    """Return how many columns of the (B, N) logits to hold at a time."""
+    chunk = _CHUNK_CORE * torch.get_num_threads() if embeddings.device.type == "cpu" else _CHUNK
+    return max(1, chunk // len(embeddings))
+
+
+def _leave_out(logits: Tensor, columns: Tensor) -> None:
+    """Set logits (B, C) at (i, columns[i]) to -∞, in place; columns outside 0…C-1 mean nothing here.
+
+    Without a boolean index, for which a GPU would have to wait.
+    """
+    inside = (columns >= 0) & (columns < logits.shape[1])
+    at = columns.clamp(0, logits.shape[1] - 1)[:, None]
+    logits.scatter_(1, at, torch.where(inside[:, None], -math.inf, logits.gather(1, at)))
 
 
 def noise_contrast(logits: Tensor, partition: Tensor, pictures: int) -> Tensor:
