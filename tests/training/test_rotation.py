@@ -11,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
+from training import checkpoints
 from training.backbone import build
+from training.data import load_pictures
 from training.draws import Share
+from training.evaluation.knn import Evaluation
+from training.loop import Training
 from training.methods import Batch, create
 from training.methods.rotation import RotationPrediction, rotations
 from training.recipes import RECIPES, Augmentation, Recipe, Rotation
@@ -117,7 +121,7 @@ def test_the_loss_equals_a_loop_over_pictures_and_rotations():
 
 
 def test_the_loss_starts_at_the_logarithm_of_four():
-    assert method().train().loss(batch(method(), 32)).value.item() == pytest.approx(math.log(4), abs=0.02)
+    assert method().train().loss(batch(method(), 32)).value.item() == pytest.approx(math.log(4), abs=0.05)
 
 
 def test_the_loss_called_twice_is_the_same_and_leaves_nothing_pending():
@@ -147,6 +151,22 @@ def test_which_way_up_is_learnt():
         loss.value.backward()
         optimizer.step()
     assert loss.metrics["accuracy"].item() > 0.9
+
+
+def test_a_run_that_lost_its_last_step_computes_it_again_to_the_bit(tiny_recipe, shapes_folder, tmp_path):
+    recipe = replace(tiny_recipe, options=Rotation(), epochs=2)
+    evaluation = Evaluation(recipe, load_pictures(shapes_folder, recipe))
+    assert Training(recipe, evaluation, tmp_path, save_seconds=0.0).run()
+    newest = checkpoints.latest(tmp_path)
+    straight = checkpoints.load(newest)
+    newest.unlink()
+    again = Training(recipe, evaluation, tmp_path, save_seconds=0.0)
+    assert again.run()
+    assert again.scores.projection is None
+    resumed = checkpoints.load(checkpoints.latest(tmp_path))
+    assert resumed["state"]["step"] == straight["state"]["step"] == again.plan.steps
+    for name, value in straight["method"].items():
+        assert torch.equal(resumed["method"][name], value), name
 
 
 def test_the_recipes_carry_the_published_values():

@@ -14,7 +14,7 @@ so neighbours and centres share their BatchNorm statistics.
 Shapes: B pictures a batch, S side of a picture, P side of a patch, F features.
 """
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,11 @@ _MAGENTA_GREEN = (-1.0, 2.0, -1.0)  # "Avoiding trivial solutions", §3
 
 class RelativeLocationPrediction(Method):
     """Relative location. Nothing is remembered between steps, so there is nothing to commit."""
+
+    note: ClassVar[str] = (
+        "loss starts at ln 8 = 2.079 and accuracy, of places, at 0.125; the middle stages learn what a "
+        "search can use, so look at the PCA head, which pools them"
+    )
 
     def __init__(self, network: Network, recipe: Recipe, pictures: int) -> None:
         super().__init__(network, recipe, pictures)

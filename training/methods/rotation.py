@@ -9,6 +9,8 @@ values: neither interpolation nor borders can give the answer away.
 Shapes: B pictures a batch, F features.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +26,11 @@ ROTATIONS = 4
 
 class RotationPrediction(Method):
     """Rotation prediction. Nothing is remembered between steps, so there is nothing to commit."""
+
+    note: ClassVar[str] = (
+        "loss starts at ln 4 = 1.386 and accuracy, of rotations, at 0.25; the middle stages learn what a "
+        "search can use, so look at the PCA head, which pools them"
+    )
 
     def __init__(self, network: Network, recipe: Recipe, pictures: int) -> None:
         super().__init__(network, recipe, pictures)
