@@ -7,6 +7,7 @@ or micro-batch computes it.
 """
 
 import contextlib
+import inspect
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -296,7 +297,10 @@ class Training:
         """Return the method as called in a step: itself, or a replica that averages gradients."""
         if distributed.world() == 1:
             return self.method
-        return DistributedDataParallel(self.method, broadcast_buffers=False)
+        # Buffers are gathered and written alike by every process. The option was renamed after torch 2.11.
+        names = inspect.signature(DistributedDataParallel).parameters
+        unsynchronised = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        return DistributedDataParallel(self.method, **{unsynchronised: False})
 
     @contextlib.contextmanager
     def _board(self) -> Iterator[Board | None]:

@@ -48,7 +48,7 @@ def test_recipes_are_listed_and_shown(capsys):
     assert main(["recipes", "npid-cifar10"]) == 0
     shown = capsys.readouterr().out
     assert "80.8" in shown
-    assert ["npid.old_weight", "0.5"] in [line.split() for line in shown.splitlines()]
+    assert ["options.old_weight", "0.5"] in [line.split() for line in shown.splitlines()]
 
 
 def test_from_pictures_to_an_encoder_and_curves(shapes_folder, tmp_path, capsys):

@@ -34,7 +34,7 @@ def test_the_file_describes_itself(exported):
     assert spec == result.spec
     assert (spec.name, spec.method, spec.backbone, spec.dim) == ("tiny", "npid", "resnet18", 128)
     assert spec.preprocess == images.Preprocess(resize=16, crop=16, fit="pad")
-    assert spec.recipe["npid"]["temperature"] == 0.2
+    assert spec.recipe["options"]["temperature"] == 0.2
     assert spec.trained_on["pictures"] == 32
 
 
