@@ -26,7 +26,7 @@ def unit(count, seed, dim=DIM):
     return F.normalize(torch.randn(count, dim, generator=Generator().manual_seed(seed)), dim=1)
 
 
-def method(splits=1, **options):
+def method(splits=1, compiled=False, **options):
     torch.manual_seed(0)
     recipe = Recipe(
         name="test",
@@ -38,6 +38,7 @@ def method(splits=1, **options):
         stem="full",
         bn_splits=splits,
         batch_size=8,
+        compile=compiled,
     )
     task = create(recipe, 40).train()
     if splits > 1:
@@ -148,6 +149,19 @@ def test_the_key_network_begins_as_the_trained_one_and_shares_nothing_with_it():
     for one, other in zip(task.key.parameters(), task.network.parameters(), strict=True):
         assert torch.equal(one, other)
         assert one.data_ptr() != other.data_ptr()
+
+
+def test_a_compiled_key_network_computes_with_its_own_weights():
+    # The kernels of a deep copy would still be bound to the trained network.
+    task = method(compiled=True)
+    views = batch(task).views[0]
+    with torch.compiler.set_stance("force_eager"):
+        before = task.key(views)
+        with torch.no_grad():
+            for parameter in task.network.parameters():
+                parameter.mul_(2)
+        assert torch.equal(task.key(views), before)
+        assert not torch.allclose(task.network(views), before, atol=1e-3)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
