@@ -7,6 +7,11 @@ from pathlib import Path
 
 from index.errors import LookalikeError, RecipeError
 
+_PLACES = (
+    "folder of pictures; .csv or .parquet of paths or pictures; .tar shards, a folder or a pattern of them "
+    "(shard-{000..010}.tar); cifar10:ROOT, cifar100:, stl10:, fashionmnist:, imagenet:, with :test and the like"
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; the exit code is 0 done, 2 bad input (one sentence on stderr), 130 interrupted."""
@@ -33,9 +38,9 @@ def _parser() -> argparse.ArgumentParser:
 
     pretrain = commands.add_parser("pretrain", help="train a network, or go on with a run that was stopped")
     pretrain.add_argument("recipe", metavar="RECIPE")
-    pretrain.add_argument("--data", type=Path, required=True, metavar="PATH", help="folder, or .parquet")
+    pretrain.add_argument("--data", type=Path, required=True, metavar="PLACE", help=_PLACES)
     pretrain.add_argument(
-        "--test", type=Path, metavar="PATH", help="labelled pictures to classify; default: leave-one-out"
+        "--test", type=Path, metavar="PLACE", help="labelled pictures to classify; default: leave-one-out"
     )
     pretrain.add_argument(
         "--labels",
@@ -44,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         help="labels only measure, they are never trained on; default: class folders, or the table's label column",
     )
     pretrain.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    pretrain.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="decoded pictures go there; default: into memory, or into RUN/cache if they need more than half of it",
+    )
     pretrain.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe's value")
     pretrain.add_argument("--threads", type=int, metavar="N", help="default: the cores this process may use")
     pretrain.set_defaults(run=_pretrain)
@@ -105,6 +116,7 @@ def _pretrain(options: argparse.Namespace) -> int:
         test=options.test,
         labels=options.labels == "folders",
         folder=options.out,
+        cache=options.cache,
         threads=options.threads,
     )
     return 0 if finished else 130

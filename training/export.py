@@ -9,6 +9,7 @@ import subprocess
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -105,14 +106,16 @@ def export_run(
         TrainingError: torch and ONNX Runtime disagree.
     """
     recipe, trained_on = checkpoints.read_recipe(run)
-    pictures = load_pictures(data or Path(trained_on["data"]), recipe, labels=trained_on["labels"])
+    cache = trained_on.get("cache")
+    load = partial(load_pictures, recipe=recipe, cache=Path(cache) if cache else None, overflow=run / "cache")
+    pictures = load(data or trained_on["data"], labels=trained_on["labels"])
     if data is None and pictures.fingerprint() != trained_on["fingerprint"]:
         raise CheckpointError(
             f"expected the {trained_on['pictures']:,} pictures that {run} was trained on, got {len(pictures):,} "
             "that differ; give their place with --data, or others to measure on"
         )
     test_path = test or (Path(trained_on["test"]) if trained_on["test"] else None)
-    evaluation = Evaluation(recipe, pictures, load_pictures(test_path, recipe) if test_path else None)
+    evaluation = Evaluation(recipe, pictures, load(test_path) if test_path else None)
     network = load_network(run, recipe, trained_on["pictures"], checkpoint)
     spec = EncoderSpec(
         name=name or recipe.name,

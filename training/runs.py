@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from training.recipes import Recipe
 def start(
     recipe: Recipe,
     *,
-    data: Path,
-    test: Path | None,
+    data: Path | str,
+    test: Path | str | None,
     labels: bool,
     folder: Path,
+    cache: Path | None = None,
     threads: int | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> bool:
@@ -32,10 +34,11 @@ def start(
 
     Args:
         recipe: with its overrides.
-        data: folder of pictures, or .parquet.
+        data: whatever `index.sources` opens.
         test: labelled pictures for the measurement; None measures leave-one-out.
         labels: whether the labels of `data` are read; they only measure.
         folder: of the run; made if it does not exist.
+        cache: folder for decoded pictures; None keeps them in memory, or in RUN/cache where they do not fit.
         threads: of torch; None takes the cores this process may use.
         save_seconds: between checkpoints; 0 saves after every step.
 
@@ -44,12 +47,14 @@ def start(
     """
     torch.set_num_threads(threads or available_cores())
     with processes() as group:
-        train = load_pictures(data, recipe, labels=labels)
+        load = partial(load_pictures, recipe=recipe, cache=cache, overflow=folder / "cache")
+        train = load(data, labels=labels)
         if len(train) < 2:
             raise TrainingError(f"expected at least two different pictures to tell apart, got one in {data}")
-        evaluation = Evaluation(recipe, train, load_pictures(test, recipe) if test else None)
+        evaluation = Evaluation(recipe, train, load(test) if test else None)
         if group.first:
-            _open_folder(folder, recipe, train, describe(train, data, test, labels=labels))
+            trained_on = describe(train, data, test, labels=labels) | {"cache": cache and str(cache)}
+            _open_folder(folder, recipe, train, trained_on)
         distributed.wait()
         training = Training(recipe, evaluation, folder, processes=group, save_seconds=save_seconds)
         finished = training.run()
@@ -65,7 +70,7 @@ def start(
         return finished
 
 
-def describe(train: Pictures, data: Path, test: Path | None, *, labels: bool) -> dict[str, Any]:
+def describe(train: Pictures, data: Path | str, test: Path | str | None, *, labels: bool) -> dict[str, Any]:
     """Return what a run was trained on and where, for its folder."""
     return {
         "data": str(data),
@@ -88,4 +93,9 @@ def _open_folder(folder: Path, recipe: Recipe, train: Pictures, trained_on: dict
     write_skipped(folder / "skipped.csv", train.skipped)
     if train.skipped:
         report(f"skipped {len(train.skipped):,} pictures that could not be read: {folder / 'skipped.csv'}")
+    if 2 * train.enlarged > len(train):
+        report(
+            f"note: {train.enlarged:,} of {len(train):,} pictures had to be enlarged more than twice for "
+            f"image_size {recipe.image_size}; a recipe for small pictures, or --set image_size= and cache_size=, costs less"
+        )
     checkpoints.write_recipe(folder, recipe, trained_on)

@@ -66,9 +66,14 @@ class ParquetSource:
     def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
         if not columns:
             yield from ({} for _ in range(len(self)))
-        else:
+            return
+        from pyarrow import ArrowException  # noqa: PLC0415 - optional
+
+        try:
             for batch in self._file.iter_batches(batch_size=_ROWS, columns=columns):
                 yield from batch.to_pylist()
+        except (ArrowException, OSError) as error:
+            raise SourceError(f"expected whole rows in {self.path}, got: {str(error).splitlines()[0]}") from error
 
     def _id(self, row: int, values: dict[str, Any]) -> str:
         return str(values["id"]) if values.get("id") is not None else f"{self.path.stem}/{row:07d}"

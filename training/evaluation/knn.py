@@ -143,7 +143,7 @@ class Evaluation:
 
     def view_pixels(self) -> Pixels:
         """Return the fixed random views that ask for their own pictures: uint8 (≤ N, H, H, 3)."""
-        images = self.train.cached[:_RETRIEVAL_VIEWS]
+        images = self.train.first(_RETRIEVAL_VIEWS)
         draw = Share.whole(len(images)).draw(self.recipe.seed, images.device)
         views = view(images, self.recipe.image_size, self.recipe.augment, draw)
         return np.asarray((views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu())
@@ -158,7 +158,7 @@ def embed(network: Network, pixels: Pixels) -> Embedded:
     projections = []
     with torch.inference_mode():
         for start in range(0, len(pixels), _BATCH):
-            part = torch.from_numpy(pixels[start : start + _BATCH]).to(device).permute(0, 3, 1, 2)
+            part = _tensor(pixels[start : start + _BATCH]).to(device).permute(0, 3, 1, 2)
             pooled = network.descriptor(part.float() / 255)
             parts.append(tuple(stage.cpu() for stage in pooled))
             if network.projection is not None:
@@ -175,9 +175,18 @@ def embed(network: Network, pixels: Pixels) -> Embedded:
 
 def _small_pixels(pixels: Pixels) -> Vectors:
     """Return pictures of at most 32 × 32 pixels as vectors; more detail does not help raw pixels."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-    side = min(_PIXEL_SIDE, images.shape[-1])
-    return F.adaptive_avg_pool2d(images, side).flatten(1).numpy()
+    side = min(_PIXEL_SIDE, pixels.shape[1])
+    small = np.empty((len(pixels), 3 * side**2), np.float32)
+    for start in range(0, len(pixels), _BATCH):
+        part = slice(start, start + _BATCH)
+        images = _tensor(pixels[part]).permute(0, 3, 1, 2).float()
+        small[part] = F.adaptive_avg_pool2d(images, side).flatten(1).numpy()
+    return small
+
+
+def _tensor(pixels: Pixels) -> Tensor:
+    """Return pictures as a tensor: in place, or, from a read-only file, copied."""
+    return torch.from_numpy(pixels if pixels.flags.writeable else np.array(pixels))
 
 
 def _retrieval(queries: Vectors, items: Vectors) -> float:
