@@ -12,7 +12,7 @@ RUN ?= runs/npid-demo
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fix lint check test test-service test-slow test-gpu test-docker test-browser test-cluster \
-        demo pretrain-demo openapi constraints clean
+        test-oldest demo pretrain-demo openapi constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -27,6 +27,14 @@ help: ## list the targets
 	$(PYTHON) -m venv .venv-service
 	.venv-service/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
 	  -e '.[service]' pytest hypothesis httpx2
+	@touch $@
+
+# The oldest versions that pyproject.toml allows; constraints.txt has the newest.
+.venv-oldest/.ready: pyproject.toml .ci/oldest.py
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python .ci/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -c .venv-oldest/constraints.txt \
+	  -e '.[training]' pytest hypothesis
 	@touch $@
 
 .venv-demo/.ready: pyproject.toml constraints.txt
@@ -71,6 +79,9 @@ test-browser: .venv/.ready ## drives the page in Chromium
 test-cluster: .venv/.ready ## several processes on this machine
 	$(PYTEST) -m cluster $(MAY_BE_EMPTY)
 
+test-oldest: .venv-oldest/.ready ## train with the oldest torch and torchvision that we promise
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q tests/training
+
 demo: .venv-demo/.ready ## visual search over the gallery on http://127.0.0.1:8000 (PORT=… changes it)
 	@mkdir -p .demo
 	@.venv-demo/bin/python -m index build --encoder $(ENCODER) --images examples/gallery --out $(BANK)
@@ -95,4 +106,4 @@ constraints: .venv/.ready ## pin the newest versions that fit (needs uv)
 	  --upgrade --extra service --extra training --extra cluster --extra dev pyproject.toml -o constraints.txt
 
 clean: ## remove environments, caches and the demo's bank
-	rm -rf .venv .venv-service .venv-demo .demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-service .venv-oldest .venv-demo .demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
