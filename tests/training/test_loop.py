@@ -224,3 +224,25 @@ def test_a_folder_that_is_no_run_is_told(tmp_path):
     (tmp_path / "recipe.json").write_text("{}")
     with pytest.raises(CheckpointError, match="got something else"):
         checkpoints.read_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_every_precision_trains_and_keeps_float32_weights(tiny_recipe, shapes_folder, tmp_path, precision):
+    recipe = dataclasses.replace(tiny_recipe, precision=precision, epochs=2, clip=1.0)
+    run = training(recipe, shapes_folder, tmp_path / "run")
+    before = {name: value.clone() for name, value in run.method.named_parameters()}
+    assert run.run()
+    assert all(value.dtype == torch.float32 for value in run.method.parameters())
+    assert all(not torch.equal(value, before[name]) for name, value in run.method.named_parameters())
+
+
+def test_a_float16_step_that_overflows_moves_nothing_and_writes_nothing(tiny_recipe, shapes_folder, tmp_path):
+    recipe = dataclasses.replace(tiny_recipe, precision="float16")
+    run = training(recipe, shapes_folder, tmp_path / "run")
+    before = {name: value.clone() for name, value in run.method.state_dict().items() if "running" not in name}
+    run.update._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)  # every gradient is infinite
+    rows = run.plan.rows(0, run.plan.shares[0])
+    run._step(run.method, iter([run.evaluation.train.cached[rows]]))
+    after = run.method.state_dict()
+    assert run.state.step == 1
+    assert all(torch.equal(value, after[name]) for name, value in before.items() if "num_batches" not in name)
