@@ -68,6 +68,7 @@ class EncoderSpec:
         git_commit: of the code that trained it, or "unknown".
         knn: measured accuracy; None without labels.
         canary: embedding of `canary_png()`, recomputed at every load.
+        precision: of the convolutions; files from before there was a choice do not say "float32".
     """
 
     name: str
@@ -82,6 +83,7 @@ class EncoderSpec:
     git_commit: str = "unknown"
     knn: KnnReport | None = None
     format_version: int = FORMAT_VERSION
+    precision: Literal["float32", "int8"] = "float32"
 
     def to_json(self) -> str:
         """Return the description as JSON with stable key order."""

@@ -9,8 +9,9 @@ import torchvision
 from torch import nn
 
 from index.errors import RecipeError
-from training import export, torchvision_models
+from training import torchvision_models
 from training.backbone import Network, build
+from training.graph import Graph, trace
 
 # Where each network of torchvision keeps the layer that pretraining has no use for.
 CLASSIFIERS = {
@@ -133,8 +134,8 @@ def test_any_network_learns_and_computes_the_same_in_onnx_runtime(plain_recipe, 
     optimizer.step()
     moved = [not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)]
     assert sum(moved) > 0.9 * len(moved)  # the rest are weights behind a ReLU that stayed shut
-    graph = export.Graph(network.eval()).eval()
-    session = onnxruntime.InferenceSession(export.trace(graph, 32).SerializeToString())
+    graph = Graph(network.eval()).eval()
+    session = onnxruntime.InferenceSession(trace(graph, 32).SerializeToString())
     for batch in (1, 5):
         images = torch.randint(256, (batch, 32, 32, 3), dtype=torch.uint8)
         with torch.inference_mode():

@@ -11,7 +11,7 @@ from index import images
 from index.encoder import Encoder
 from index.errors import CheckpointError, TrainingError
 from index.knn import KnnProtocol, leave_one_out
-from training import export
+from training import export, graph, proof
 from training.backbone import build
 from training.data import load_pictures
 from training.evaluation.pca import fit_pca
@@ -84,7 +84,7 @@ def test_any_batch_gives_the_same_unit_rows(exported, shapes_folder, tiny_recipe
 def test_the_pca_head_in_the_graph_is_the_pca():
     features = np.random.default_rng(0).normal(size=(50, 30)).astype(np.float32)
     pca = fit_pca(features, 8, 1.0)
-    layer = export.linear(pca)
+    layer = graph.linear(pca)
     with torch.inference_mode():
         folded = torch.nn.functional.normalize(layer(torch.from_numpy(features)), dim=1).numpy()
     assert np.allclose(folded, pca(features), atol=1e-4)
@@ -96,7 +96,7 @@ def test_a_runtime_that_disagrees_with_torch_is_refused(exported, shapes_folder,
     other = build(tiny_recipe).eval()  # other weights
     pictures = load_pictures(shapes_folder, tiny_recipe)
     with pytest.raises(TrainingError, match="nothing was written"):
-        export.prove_parity(export.Graph(other), encoder, pictures)
+        proof.prove_parity(graph.Graph(other), encoder, pictures)
 
 
 def test_other_pictures_than_the_run_s_are_refused_unless_they_are_asked_for(exported, tmp_path, shape_png):
