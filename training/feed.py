@@ -7,12 +7,14 @@
 The rows are read ahead of the loop, so the iterator that yields them must have no side effects.
 """
 
+import multiprocessing
 import os
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from multiprocessing.context import BaseContext
 
 import numpy as np
 import torch
@@ -83,27 +85,31 @@ class Feed:
                 yield waiting.popleft().result().to(self._device, non_blocking=True)
 
     def _from_disk(self, images: Pixels, rows: Iterator[Tensor]) -> Generator[Tensor, None, None]:
+        path = str(getattr(images, "filename", ""))
         loader = DataLoader(
-            _Cached(str(getattr(images, "filename", "")), images.shape),
+            _Cached(path, images.shape),
             batch_size=None,  # the rows come as whole batches
             sampler=(part.numpy() for part in rows),
             num_workers=self.readers,
             prefetch_factor=_AHEAD,
             pin_memory=self._pin,
-            multiprocessing_context="spawn",  # a fork of a process with threads, or a GPU, may hang
+            multiprocessing_context=_server(),
             worker_init_fn=_ignore_interrupts,
         )
         batches = iter(loader)
         try:
-            for batch in batches:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except (RuntimeError, EOFError, OSError) as error:  # what a lost process looks like depends on when
+                    told = str(error).strip().splitlines() or ["one that ended"]
+                    raise TrainingError(
+                        f"expected the {self.readers} processes that read {path} to go on, got: {told[-1]}; give "
+                        "the machine (a container: its /dev/shm) more memory; the same command goes on"
+                    ) from error
                 yield batch.to(self._device, non_blocking=True)
-        except RuntimeError as error:
-            if "worker" not in str(error):
-                raise
-            raise TrainingError(
-                f"expected the {self.readers} reading processes to live, got: {str(error).splitlines()[0]} Give "
-                "the machine (a container: its /dev/shm) more memory; the same command goes on"
-            ) from error
         finally:
             del batches  # ends the processes
 
@@ -141,6 +147,16 @@ def _room(device: torch.device) -> float:
         return float("inf")
     free, _ = torch.cuda.mem_get_info(device)
     return _DEVICE_SHARE * free
+
+
+def _server() -> BaseContext:
+    """Return how readers are started: by a server that has imported this file and done nothing else.
+
+    A fork of a process with threads or a GPU may hang, that of a server does not, and torch is imported once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _ignore_interrupts(_worker: int) -> None:

@@ -96,6 +96,7 @@ def _open_folder(folder: Path, recipe: Recipe, train: Pictures, trained_on: dict
     if 2 * train.enlarged > len(train):
         report(
             f"note: {train.enlarged:,} of {len(train):,} pictures had to be enlarged more than twice for "
-            f"image_size {recipe.image_size}; a recipe for small pictures, or --set image_size= and cache_size=, costs less"
+            f"image_size {recipe.image_size}; a recipe for small pictures, or --set image_size= and cache_size=, "
+            "costs less"
         )
     checkpoints.write_recipe(folder, recipe, trained_on)

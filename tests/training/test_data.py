@@ -15,7 +15,7 @@ from index.errors import RecipeError, SourceError, TrainingError
 from training import data, decoding
 from training.data import load_pictures, preprocess_of, write_skipped
 from training.evaluation.knn import Evaluation
-from training.runs import start
+from training.runs import _open_folder, start
 
 
 def test_a_folder_gives_pictures_in_path_order_with_the_folders_as_labels(tiny_recipe, shapes_folder):
@@ -117,7 +117,7 @@ def test_it_does_not_matter_who_decodes(tiny_recipe, shapes_folder, monkeypatch,
 def test_both_sizes_are_those_of_the_decode_contract_for_every_format(tiny_recipe, tmp_path, fit, sizes):
     rng = np.random.default_rng(5)
     for name in ("a.jpg", "b.png", "c.webp"):  # large enough that a JPEG is decoded at a fraction of its size
-        Image.fromarray(rng.integers(0, 256, (700, 900, 3), np.uint8)).save(tmp_path / name)
+        Image.fromarray(rng.integers(0, 256, (300, 390, 3), np.uint8)).save(tmp_path / name)
     size, cache_size = sizes
     recipe = dataclasses.replace(tiny_recipe, fit=fit, image_size=size, cache_size=cache_size)
     pictures = load_pictures(tmp_path, recipe)
@@ -154,11 +154,13 @@ def test_a_recipe_for_the_wrong_image_size_is_one_sentence(tiny_recipe, shapes_f
     wrong = dataclasses.replace(tiny_recipe, image_size=32, cache_size=16)
     with pytest.raises(RecipeError, match=r"cache_size of at least image_size \(32\), got 16"):
         load_pictures(shapes_folder, wrong)
-    large = dataclasses.replace(tiny_recipe, image_size=104, cache_size=104, epochs=1, knn_every=10)  # of 48 pixels
-    for recipe, enlarged in ((tiny_recipe, 0), (dataclasses.replace(large, image_size=96, cache_size=96), 0)):
-        assert load_pictures(shapes_folder, recipe).enlarged == enlarged
-    start(large, data=shapes_folder, test=None, labels=True, folder=tmp_path / "run")
-    assert "32 of 32 pictures had to be enlarged more than twice" in capsys.readouterr().err
+    for number, file in enumerate(sorted(shapes_folder.rglob("*.png"))):
+        with Image.open(file) as picture:
+            picture.resize((8, 6) if number < 4 else (6, 7)).save(tmp_path / f"{number}.png")
+    assert load_pictures(shapes_folder, tiny_recipe).enlarged == 0
+    assert load_pictures(tmp_path, tiny_recipe).enlarged == 28
+    _open_folder(tmp_path / "run", tiny_recipe, load_pictures(tmp_path, tiny_recipe), {})
+    assert "28 of 32 pictures had to be enlarged more than twice for image_size 16" in capsys.readouterr().err
 
 
 def test_fewer_pictures_than_a_batch_and_one_alone_are_one_sentence(tiny_recipe, tmp_path, shape_png):
