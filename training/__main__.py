@@ -1,4 +1,4 @@
-"""`python -m training`: recipes, pretrain, export, plot."""
+"""`python -m training`: recipes, pretrain, export, import, plot."""
 
 import argparse
 import os
@@ -69,6 +69,19 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--int8", action="store_true", help="write it quantised: smaller, faster on CPUs")
     export.set_defaults(run=_export)
 
+    foreign = commands.add_parser("import", help="write encoder.onnx from another library's checkpoint of a ResNet")
+    foreign.add_argument("file", type=Path, metavar="FILE", help="what torch.save wrote; no code in it is run")
+    foreign.add_argument("--out", type=Path, required=True, metavar="FILE")
+    foreign.add_argument("--data", type=Path, required=True, metavar="PLACE", help="pictures to fit and measure on")
+    foreign.add_argument("--test", type=Path, metavar="PLACE", help="labelled pictures; default: leave-one-out")
+    foreign.add_argument("--backbone", default="auto", metavar="NAME", help="default: what the shapes say")
+    foreign.add_argument("--image-size", type=int, metavar="PIXELS", help="default: 224, or 32 with a 3×3 stem")
+    foreign.add_argument("--resize", type=int, metavar="PIXELS", help="default: 256 for 224, 32 for 32")
+    foreign.add_argument("--whiten", type=float, default=0.5, metavar="0…1", help="of the PCA head; default: 0.5")
+    foreign.add_argument("--name", help="of the encoder; default: the file's")
+    foreign.add_argument("--int8", action="store_true", help="write it quantised: smaller, faster on CPUs")
+    foreign.set_defaults(run=_import)
+
     plot = commands.add_parser("plot", help="draw the learning curves of runs")
     plot.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     plot.add_argument("--out", type=Path, required=True, metavar="PNG")
@@ -136,6 +149,29 @@ def _export(options: argparse.Namespace) -> int:
         int8=options.int8,
     )
     print(report)
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from training.importing import Choices, import_checkpoint
+
+    choices = Choices(
+        backbone=None if options.backbone == "auto" else options.backbone,
+        image_size=options.image_size,
+        resize=options.resize,
+        whiten=options.whiten,
+        name=options.name,
+    )
+    print(
+        import_checkpoint(
+            options.file,
+            options.out,
+            data=options.data,
+            test=options.test,
+            choices=choices,
+            int8=options.int8,
+        )
+    )
     return 0
 
 

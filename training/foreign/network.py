@@ -107,7 +107,8 @@ def head_of(head: Mapping[str, Tensor], features: int, dim: int) -> tuple[nn.Mod
         else:
             return None, "a head of an unknown kind"
         layers[-1].load_state_dict(own, strict=mean is None)
-    kind = f"head of {sum(isinstance(layer, nn.Linear) for layer in layers)} linear layers, {inputs} → {outputs}"
+    depth = sum(isinstance(layer, nn.Linear) for layer in layers)
+    kind = f"{'linear head' if depth == 1 else f'head of {depth} linear layers'}, {inputs} → {outputs}"
     if (inputs, outputs) != (features, dim):
         return None, f"{kind}, which is no projection of {features} features to {dim}"
     return nn.Sequential(*layers).eval(), kind
