@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from index.errors import TrainingError
 
-_TIMEOUT = timedelta(hours=2)  # the others wait while the first process measures kNN
+# Gloo's processes sometimes miss each other after a restart; torchrun then starts them once more, and soon.
+_CONNECT = timedelta(seconds=60)
+_WORK = timedelta(hours=2)  # the others wait while the first process measures kNN
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def processes() -> Iterator[Processes]:
         )
     if gpus:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if gpus else "gloo", timeout=_TIMEOUT)
+    dist.init_process_group("nccl" if gpus else "gloo", timeout=_CONNECT)
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # noqa: SLF001 - torch < 2.15
+    set_timeout(_WORK)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
     finally:
