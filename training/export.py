@@ -139,7 +139,8 @@ def export(
     Raises:
         TrainingError: torch and ONNX Runtime disagree, or the file cannot be written.
     """
-    pca = embed(network, evaluation.train.prepared).fit_pca(evaluation.recipe)
+    train = embed(network, evaluation.train.prepared)
+    pca = train.fit_pca(evaluation.recipe)
     trained: dict[Head, Graph] = {} if network.projection is None else {"projection": Graph(network)}
     graphs: dict[Head, Graph] = {**trained, "pca": Graph(network, linear(pca))}
     models = {head: trace(graph.eval(), spec.preprocess.crop) for head, graph in graphs.items()}
@@ -168,7 +169,7 @@ def export(
                 spec,
                 head=kept,
                 precision="int8" if int8 else "float32",
-                knn=knn_report(evaluation, score, network),
+                knn=knn_report(evaluation, score, network, train),
                 canary=tuple(float(value) for value in canary),
             )
             load(model, spec)  # recomputes the canary: the file is proven before it gets its name

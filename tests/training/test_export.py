@@ -15,6 +15,7 @@ from training import export, graph, proof
 from training.backbone import build
 from training.data import load_pictures
 from training.evaluation.pca import fit_pca
+from training.recipes import Rotation
 from training.runs import start
 
 
@@ -79,6 +80,60 @@ def test_any_batch_gives_the_same_unit_rows(exported, shapes_folder, tiny_recipe
     parts = np.concatenate([encoder.embed(pixels[start : start + batch]) for start in range(0, 32, batch)])
     assert np.allclose(whole, parts, atol=1e-5)
     assert np.allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def int8(exported):
+    """The same run, exported quantised."""
+    root, _ = exported
+    return root, export.export_run(root / "run", root / "int8" / "encoder.onnx", int8=True)
+
+
+def test_the_int8_file_says_so_is_smaller_and_proves_itself(exported, int8):
+    root, result = int8
+    spec = Encoder.load(root / "int8" / "encoder.onnx").spec  # this recomputes its own canary
+    assert spec == result.spec
+    assert spec.precision == "int8"
+    assert exported[1].spec.precision == "float32"
+    assert spec.head == exported[1].spec.head
+    assert spec.canary != exported[1].spec.canary
+    assert (root / "int8" / "encoder.onnx").stat().st_size < 0.5 * (root / "encoder.onnx").stat().st_size
+
+
+def test_the_int8_accuracy_is_that_of_the_int8_file(int8, shapes_folder, tiny_recipe):
+    root, result = int8
+    pictures = load_pictures(shapes_folder, tiny_recipe)
+    vectors = Encoder.load(root / "int8" / "encoder.onnx").embed(pictures.prepared)
+    before = Encoder.load(root / "encoder.onnx").embed(pictures.prepared)
+    report = result.spec.knn
+    assert report.top1 == leave_one_out(KnnProtocol(report.k, report.temperature), vectors, pictures.labels, 4)
+    assert result.int8.after == report.top1
+    assert result.int8.before == max(result.scores.values())
+    assert result.int8.cosine == pytest.approx(float((vectors * before).sum(axis=1).mean()), abs=1e-6)
+    assert result.int8.cosine > 0.99
+
+
+def test_the_report_tells_what_int8_costs_and_gains(int8):
+    _, result = int8
+    text = str(result)
+    assert "head: " + result.spec.head + ", int8" in text
+    assert "int8, calibrated on 32 pictures: " in text
+    assert "points, " in text
+    assert "batch 1: " in text
+    assert "batch 32: " in text
+    worse = dataclasses.replace(result.int8, before=0.5, after=0.496)
+    assert "(-0.40 points, MORE than the 0.3 that int8 should cost)" in str(worse)
+    assert "(-0.20 points, within 0.3)" in str(dataclasses.replace(worse, after=0.498))
+
+
+def test_a_method_without_a_projection_gets_the_pca_head(shapes_folder, tmp_path, tiny_recipe):
+    recipe = dataclasses.replace(tiny_recipe, options=Rotation(), epochs=1)
+    start(recipe, data=shapes_folder, test=None, labels=True, folder=tmp_path / "run", threads=1)
+    result = export.export_run(tmp_path / "run", tmp_path / "e.onnx")
+    assert (result.spec.method, result.spec.head) == ("rotation", "pca")
+    assert list(result.scores) == ["pca"]
+    assert "projection" not in str(result)
+    assert Encoder.load(tmp_path / "e.onnx").spec.dim == 128
 
 
 def test_the_pca_head_in_the_graph_is_the_pca():
