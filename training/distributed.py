@@ -6,14 +6,17 @@ by every process alike. Without torchrun there is one process, and everything he
 """
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from index.errors import TrainingError
 
@@ -69,6 +72,22 @@ def processes() -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
+
+
+def replicate(module: nn.Module) -> nn.Module:
+    """Return a module as called in a step: itself, or, of several processes, a replica that averages gradients."""
+    if world() == 1:
+        return module
+    # Buffers are gathered and written alike by every process. The option was renamed after torch 2.11.
+    names = inspect.signature(DistributedDataParallel).parameters
+    unsynchronised = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    options: dict[str, Any] = {unsynchronised: False}
+    return DistributedDataParallel(module, **options)
+
+
+def alone(replica: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which gradients are added up and not yet averaged."""
+    return replica.no_sync() if isinstance(replica, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def world() -> int:

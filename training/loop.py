@@ -7,7 +7,6 @@ or micro-batch computes it.
 """
 
 import contextlib
-import inspect
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from index.errors import CheckpointError
 from training import checkpoints, collapse, distributed, metrics
@@ -102,7 +100,7 @@ class Training:
             CheckpointError: the folder holds another run, or its newest checkpoint is damaged.
         """
         self._resume()
-        replica = self._replicate()
+        replica = distributed.replicate(self.method)
         feed = Feed(self.evaluation.train, self.device)
         with contextlib.closing(feed), self._interrupt, self._board() as board:
             if self.state.step == 0:
@@ -149,7 +147,7 @@ class Training:
             pixels = next(images)
             self.state.waited += time.perf_counter() - waiting
             final = number == len(self.plan.shares) - 1
-            together = contextlib.nullcontext() if final else _alone(replica)
+            together = contextlib.nullcontext() if final else distributed.alone(replica)
             with together:  # the processes exchange gradients once, after the last micro-batch
                 loss: Loss = replica(self._batch(share, pixels))
                 self._watch(loss)
@@ -250,8 +248,7 @@ class Training:
 
     def _print_step(self) -> None:
         epoch, position = divmod(self.state.step, self.plan.steps_per_epoch)
-        self._settle()
-        loss = self.state.sums["loss"] / position
+        loss = float(self._sums["loss"]) / position  # this process's own: the others may not be telling now
         report(
             step_line(
                 epoch + 1, position, self.plan.steps_per_epoch, loss=loss, rate=self._rate(), left=self._left()
@@ -293,15 +290,6 @@ class Training:
             "state": dict(vars(self.state)),
         }
 
-    def _replicate(self) -> nn.Module:
-        """Return the method as called in a step: itself, or a replica that averages gradients."""
-        if distributed.world() == 1:
-            return self.method
-        # Buffers are gathered and written alike by every process. The option was renamed after torch 2.11.
-        names = inspect.signature(DistributedDataParallel).parameters
-        unsynchronised = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-        return DistributedDataParallel(self.method, **{unsynchronised: False})
-
     @contextlib.contextmanager
     def _board(self) -> Iterator[Board | None]:
         if not self.processes.first:
@@ -315,7 +303,3 @@ def _join(losses: list[Loss]) -> dict[str, Tensor]:
     """Return what a step left pending: over its micro-batches, then over all processes, in order."""
     names = losses[0].pending
     return {name: distributed.gather(torch.cat([loss.pending[name] for loss in losses])) for name in names}
-
-
-def _alone(replica: nn.Module) -> contextlib.AbstractContextManager[None]:
-    return replica.no_sync() if isinstance(replica, DistributedDataParallel) else contextlib.nullcontext()
