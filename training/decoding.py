@@ -156,7 +156,7 @@ def _processes(cores: int) -> Iterator[Executor]:
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(dict.fromkeys(before, "1"))  # inherited: NumPy starts its threads when it is imported
     try:
-        pool = ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), initializer=_begin)
+        pool = ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), initializer=follow_parent)
         pool.submit(int).result()  # starts them all
     finally:
         for name, value in before.items():
@@ -168,7 +168,7 @@ def _processes(cores: int) -> Iterator[Executor]:
         yield pool
 
 
-def _begin() -> None:
+def follow_parent(*_: object) -> None:
     """Leave Ctrl-C to the parent, and end when it ends, however it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow, name="parent", daemon=True).start()

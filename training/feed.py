@@ -9,7 +9,6 @@ The rows are read ahead of the loop, so the iterator that yields them must have 
 
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from index.cores import available_cores
 from index.errors import TrainingError
 from index.images import Pixels
 from training.data import Pictures
+from training.decoding import follow_parent
 
 _DEVICE_SHARE = 0.4  # of a GPU's free memory that pictures may take; the network needs the rest
 _AHEAD = 4  # batches each reader is ahead of the loop
@@ -94,7 +94,7 @@ class Feed:
             prefetch_factor=_AHEAD,
             pin_memory=self._pin,
             multiprocessing_context=_server(),
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=follow_parent,  # Ctrl-C is the loop's, which ends its step first
         )
         batches = iter(loader)
         try:
@@ -157,8 +157,3 @@ def _server() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
-
-
-def _ignore_interrupts(_worker: int) -> None:
-    """Leave Ctrl-C to the loop, which ends its step first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -5,6 +5,9 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from training.evaluation.knn import Evaluation
 from training.feed import Feed, _Cached
 from training.loop import Training
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -64,6 +68,29 @@ def test_a_feed_that_is_closed_in_the_middle_leaves_no_process_behind(disk):
     assert multiprocessing.active_children() == []
     with pytest.raises(StopIteration):
         next(stream)
+
+
+def test_readers_end_with_a_process_that_is_killed(disk):
+    script = """
+import multiprocessing, sys, torch
+from training.data import Pictures
+from training.feed import Feed
+import numpy as np
+if __name__ == "__main__":
+    cached = np.memmap(sys.argv[1], np.uint8, "r").reshape(-1, 3, 20, 20)
+    empty = np.zeros(len(cached), np.int64)
+    feed = Feed(Pictures(cached, cached, empty, (), (), (), empty), torch.device("cpu"))
+    stream = feed.stream(torch.tensor([0, 1]) for _ in range(1000))
+    next(stream)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", script, disk.cached.filename]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert len(child.stdout.readline().split()) >= 1
+        child.send_signal(signal.SIGKILL)
+        assert child.stdout.read() == ""  # ends when the last process that holds the other side has ended
+        child.wait()
 
 
 def test_a_reading_process_that_dies_is_one_sentence(disk):
