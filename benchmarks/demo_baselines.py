@@ -160,7 +160,7 @@ def random_encoder(gallery: Gallery, recipe_json: dict[str, Any]) -> Iterator[tu
         for whiten in (0.0, 0.5, 1.0):
             head = embedded.fit_pca(replace(recipe, whiten=whiten))
             yield "PCA", f"{fit}, whiten {whiten:g}", head(embedded.descriptor)
-        for centring, vectors in centrings(embedded.projection):
+        for centring, vectors in centrings(embedded.projection) if embedded.projection is not None else ():
             yield "random projection", f"{fit}, {centring}", vectors
 
 

@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="for each of the four")
     options = parser.parse_args()
     recipe = find(options.recipe)
-    images = load_pictures(options.data, recipe).cached
+    pictures = load_pictures(options.data, recipe)
+    images = pictures.first(len(pictures))
     cases = {
         (precision, layout): stepper(replace(recipe, precision=precision), images, layout)
         for precision in ("float32", "bfloat16")
