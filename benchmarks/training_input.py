@@ -26,15 +26,17 @@ from training.loop import Training
 from training.overrides import find
 from training.recipes import Recipe
 
+_WARM = 3  # steps
+
 
 def waiting(recipe: Recipe, pictures: Pictures, folder: Path, steps: int) -> tuple[float, float]:
-    """Return the share of the time that steps wait for pictures, and pictures a second, after ten steps."""
+    """Return the share of the time that steps wait for pictures, and pictures a second, after a few to warm up."""
     training = Training(recipe, Evaluation(recipe, pictures), folder)
     replica = replicate(training.method)
     with closing(Feed(pictures, training.device)) as feed:
         images = feed.stream(training.plan.stream(0))
-        for step in range(10 + steps):
-            if step == 10:
+        for step in range(_WARM + steps):
+            if step == _WARM:
                 training.state.waited = training.state.seconds = 0.0
             training._step(replica, images)  # noqa: SLF001 - the loop's own step, without its measurements
         if training.device.type == "cuda":
