@@ -41,6 +41,7 @@ def fold(model: onnx.ModelProto) -> Folded:
     scale, offset = _affine(model, first.input[0])
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weight = constants[first.input[1]].astype(np.float64)
+    side = graph.input[0].type.tensor_type.shape.dim[1].dim_value
     step = np.float32(scale.mean())
     zero = np.uint8(np.clip(np.round(-(offset / scale).mean()), 0, 254))
     inside = np.einsum("ochw,c->ohw", weight, scale * float(zero) + offset) / (step * (255 - float(zero)))
@@ -49,13 +50,16 @@ def fold(model: onnx.ModelProto) -> Folded:
         "first_weight": weight.astype(np.float32),
         "first_zero": np.float32(zero),
         "first_scale": step,
-        "fourth_channel": np.array([0, 0, 0, 0, 0, 0, 0, 1], np.int64),
-        "fourth_value": np.uint8(255),
+        "plane_shape": np.array([side, side, 1], np.int64),
+        "plane_value": np.full((1, 1, 1, 1), 255, np.uint8),
     }
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in tensors.items())
     nodes = [
-        helper.make_node("Pad", ["images", "fourth_channel", "fourth_value"], ["images_padded"]),
-        helper.make_node("Transpose", ["images_padded"], [_BYTES], perm=[0, 3, 1, 2]),
+        helper.make_node("Shape", ["images"], ["batch"], start=0, end=1),
+        helper.make_node("Concat", ["batch", "plane_shape"], ["planes_shape"], axis=0),
+        helper.make_node("Expand", ["plane_value", "planes_shape"], ["planes"]),
+        helper.make_node("Concat", ["images", "planes"], ["images_4"], axis=3),  # a Pad took three times as long
+        helper.make_node("Transpose", ["images_4"], [_BYTES], perm=[0, 3, 1, 2]),
         helper.make_node("Cast", [_BYTES], ["images_float"], to=onnx.TensorProto.FLOAT),
         helper.make_node("Sub", ["images_float", "first_zero"], ["images_centred"]),
         helper.make_node("Mul", ["images_centred", "first_scale"], [SCALED]),

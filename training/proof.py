@@ -71,12 +71,12 @@ class Comparison:
 
 def measure(encoder: Encoder, evaluation: Evaluation) -> float:
     """Return the kNN score (0 to 1) of an exported encoder on the run's split."""
-    train = _embed(encoder, evaluation.train.prepared)
+    train = embed_all(encoder, evaluation.train.prepared)
     other = None
     if not evaluation.train.labelled:
-        other = _embed(encoder, evaluation.view_pixels())
+        other = embed_all(encoder, evaluation.view_pixels())
     elif evaluation.test is not None:
-        other = _embed(encoder, evaluation.test.prepared)
+        other = embed_all(encoder, evaluation.test.prepared)
     return evaluation.score(train, other)
 
 
@@ -131,7 +131,7 @@ def compare(
     """Measure an int8 encoder beside the float32 one that it was made of, whose kNN score is known."""
     prepared = evaluation.train.prepared
     some = np.ascontiguousarray(prepared[:: -(-len(prepared) // _COMPARED)])
-    cosines = np.sum(_embed(before, some) * _embed(after, some), axis=1)
+    cosines = np.sum(embed_all(before, some) * embed_all(after, some), axis=1)
     return Comparison(
         before=score,
         after=measure(after, evaluation),
@@ -158,6 +158,7 @@ def time_beside(before: Encoder, after: Encoder, pixels: Pixels, batch: int, sec
     return Speed(batch, batch / float(np.median(old)), batch / float(np.median(new)), float(np.median(old / new)))
 
 
-def _embed(encoder: Encoder, pixels: Pixels) -> Vectors:
+def embed_all(encoder: Encoder, pixels: Pixels) -> Vectors:
+    """Embed any number of prepared pictures in batches: float32 (N, D), unit rows."""
     parts = [encoder.embed(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]
     return np.concatenate(parts)
