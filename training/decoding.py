@@ -27,8 +27,9 @@ from index.sources import Picture, Source
 DIGEST = 32  # bytes of a SHA-256
 _GROUP_BYTES = 4 * 2**20  # what a worker hands over at once
 _AHEAD = 3  # groups a worker, so that none waits for the slowest
-# Below this many pictures, or on one core, worker processes do not earn back the half second that they start in.
-_WORTH_PROCESSES = 2000
+# Pillow lets go of the interpreter while it works: on two cores threads are as fast as processes with photographs
+# and faster with 32-pixel pictures (benchmarks/training_input.py). Only many cores would queue for the interpreter.
+_CORES_OF_THREADS, _WORTH_PROCESSES = 8, 20_000
 Workers = Literal["auto", "threads", "processes"]
 
 
@@ -121,13 +122,13 @@ def decode_all(
         source: what to decode.
         geometry: the sizes.
         start: pictures to leave out, done before.
-        workers: "auto" takes processes where there is enough to do.
+        workers: "auto" takes processes where there are many cores and enough to do.
         cores: how many to use.
 
     Raises:
         TrainingError: a worker process died.
     """
-    many = cores > 1 and len(source) - start >= _WORTH_PROCESSES
+    many = cores > _CORES_OF_THREADS and len(source) - start >= _WORTH_PROCESSES
     processes = workers == "processes" or (workers == "auto" and many)
     size = max(1, min(256, _GROUP_BYTES // geometry.bytes_per_picture))
     pictures = islice(iter(source), start, None)
