@@ -16,6 +16,7 @@ from index.errors import RecipeError
 # Where torchvision's networks keep their classifiers.
 _CLASSIFIERS = ("classifier", "fc", "head", "heads")
 _BYTES = 2_000_000_000  # a protobuf, and so an encoder.onnx, ends at 2 GiB
+_MOMENTUM = 0.1  # of BatchNorm's running statistics: torch's own, and that of the residual networks
 _EXTRAS: dict[str, dict[str, Any]] = {  # the second and third classifier are aids of supervised training
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -86,6 +87,11 @@ def _without_classifier(name: str, side: int) -> tuple[nn.Module, int]:
         if path.split(".")[0] in _CLASSIFIERS and isinstance(layer, nn.Linear | nn.Conv2d)
     ][-1]
     network.set_submodule(path, nn.Identity())
+    # Mobile networks follow their statistics at 0.01, mnasnet at 0.0003: after an epoch of a small set the network
+    # that is measured would still see those of its first day, and its features would be nearly constant.
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = _MOMENTUM
     return network, layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 

@@ -115,6 +115,18 @@ def test_any_network_of_torchvision_gives_what_its_own_forward_gives_to_the_clas
     assert torch.equal(descriptor, network.features(images))
 
 
+def test_what_is_evaluated_keeps_up_with_what_is_trained_in_a_short_run(plain_recipe):
+    torch.manual_seed(0)
+    network = build(dataclasses.replace(plain_recipe, backbone="mobilenet_v3_small"))
+    images = torch.rand(16, 3, 1, 1).expand(-1, -1, 32, 32)
+    with torch.no_grad():
+        for _ in range(80):
+            network.features(images)
+        features = nn.functional.normalize(network.eval().features(images), dim=1)
+    # With torchvision's own momentum of 0.01 all pictures look the same here, to six digits.
+    assert features.std(dim=0).norm() > 0.1
+
+
 @pytest.mark.slow
 def test_every_classification_network_of_torchvision_has_a_classifier_to_remove():
     for name in torchvision_models.names():
