@@ -476,6 +476,15 @@ def test_files_from_before_batches_were_counted_load(tmp_path):
         assert torch.allclose(network.features(pixels), body(normalised), rtol=1e-4, atol=1e-4)
 
 
+def test_python_2_s_byte_strings_do_not_hinder(tmp_path):
+    path = save({"note": "old text", **moco_v2()[0]}, tmp_path / "old.pth", legacy=True)
+    before, after = b"X\x08\x00\x00\x00old text", b"T\x08\x00\x00\x00\xff\xfe text\n"  # BINUNICODE, BINSTRING
+    data = path.read_bytes()
+    assert data.count(before) == 1
+    path.write_bytes(data.replace(before, after))
+    assert network_from(path)[0].layout.name == "moco"
+
+
 @pytest.mark.parametrize("name", residual.NAMES)
 def test_the_architecture_is_read_from_the_shapes(name):
     with torch.device("meta"):

@@ -13,6 +13,7 @@ import types
 import warnings
 import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,8 @@ def read(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
     if not path.is_file():
         raise CheckpointError(f"expected a checkpoint at {path}, got no such file")
     _refuse_other_formats(path)
-    try:
+    with suppress(Exception):  # it names more than tensors, has Python 2's strings, or is damaged
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        pass  # it names more than tensors
-    except Exception as error:
-        raise _damaged(path, error) from error
     reader = types.ModuleType("restricted_pickle")
     vars(reader).update(Unpickler=_Unpickler, load=_load)
     try:
@@ -101,7 +98,11 @@ def read(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
             # latin1 reads the byte strings of Python 2's pickles, which old files have.
             return torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False, encoding="latin1")
     except Exception as error:
-        raise _damaged(path, error) from error
+        first_line = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise CheckpointError(
+            f"expected a file that torch.save wrote at {path}, got one that cannot be read ({first_line}); "
+            "check that the download is complete"
+        ) from error
 
 
 def _refuse_other_formats(path: Path) -> None:
@@ -114,11 +115,3 @@ def _refuse_other_formats(path: Path) -> None:
         kind = "a tar archive, PyTorch's format before 0.1.10"
     if kind:
         raise CheckpointError(f"expected weights in {path}, got {kind}; save its state_dict with torch.save")
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    first_line = (str(error).splitlines() or [type(error).__name__])[0][:160]
-    return CheckpointError(
-        f"expected a file that torch.save wrote at {path}, got one that cannot be read ({first_line}); "
-        "check that the download is complete"
-    )
