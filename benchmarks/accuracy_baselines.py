@@ -25,6 +25,7 @@ from training.update import Update
 
 Result = dict[str, Any]
 Rows = NDArray[np.int64]
+_ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Judge:
         return self.judge(self.reduced(_pixels(self.train.prepared), test))
 
     def random(self) -> Result:
-        """Measure the network before training."""
-        torch.manual_seed(self.recipe.seed)
+        """Measure the network before training, with the very weights that a run of this seed begins with."""
+        torch.manual_seed(Plan(self.recipe, len(self.train), _ALONE).seed(Stream.WEIGHTS))
         return self.measure(build(self.recipe).eval())
 
     def measure(self, network: nn.Module, asked: Rows | None = None) -> Result:
@@ -145,12 +146,12 @@ class Judge:
 
     def _fit(self, rows: Rows) -> tuple[nn.Module, nn.Module]:
         """Train on the labels of some pictures; return the network and its classifier."""
-        recipe, device = self.recipe, torch.device("cpu")
-        plan = Plan(recipe, len(rows), Processes(0, 1, device))
+        recipe = self.recipe
+        plan = Plan(recipe, len(rows), _ALONE)
         torch.manual_seed(plan.seed(Stream.WEIGHTS))
         network = build(recipe).train()
         classifier = nn.Linear(network.feature_dim, len(self.train.classes))
-        update = Update([*network.parameters(), *classifier.parameters()], recipe, device)
+        update = Update([*network.parameters(), *classifier.parameters()], recipe, _ALONE.device)
         chosen, labels = torch.from_numpy(rows), torch.from_numpy(self.train.labels)
         images = self.train.first(len(self.train))
         for step in range(plan.steps):

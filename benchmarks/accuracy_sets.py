@@ -19,10 +19,10 @@ TRAIN, TEST = 10_000, 5_000  # pictures of CIFAR-10 and Fashion-MNIST, evenly sp
 METHODS = ("npid", "moco_v2", "rotation", "relative_location")
 # Rows that are not runs of a method, and what they are called in the table.
 OTHERS = {
-    "pixels": "raw pixels",
+    "pixels": "raw pixels (PCA: the best of three whitenings)",
     "random": "random network of the same shape",
     "supervised": "supervised network of the same shape",
-    "lite0": "EfficientNet-lite0 (ImageNet labels)",
+    "lite0": "EfficientNet-lite0, ImageNet labels (PCA: the best of three whitenings)",
 }
 _GEOMETRY = Augmentation(jitter=0.0, grayscale=0.0)
 
