@@ -2,8 +2,8 @@
 
 Each picture draws its own parameters from one stream (`training.draws`), so a view is a function of the seed.
 The order is that of the papers' code: crop, then jitter and grayscale (NPID for ImageNet: grayscale and jitter),
-then blur; the mirror image costs nothing inside the crop. Within the jitter the order is brightness, contrast, saturation, hue for every
-picture (torchvision shuffles it).
+then blur; the mirror image costs nothing inside the crop. Within the jitter the order is brightness, contrast,
+saturation, hue for every picture (torchvision shuffles it).
 
 Shapes: B pictures, (B, 3, H, W), float32 RGB in 0…1 unless said otherwise.
 """

@@ -1,4 +1,4 @@
-"""Ctrl-C, politely: the first one ends the current step, so that a checkpoint can be written; the next is immediate."""
+"""Ctrl-C, politely: the first one ends the current step, so that a checkpoint can be written; the next ends all."""
 
 import signal
 from types import FrameType, TracebackType

@@ -125,7 +125,7 @@ class Training:
             report(f"interrupted at {done}; run the same command again to go on")
             return False
         if self.scores is None and self.processes.first:
-            self.scores = self.evaluation.measure(self.method.network)
+            self.scores = self._measure()
         return True
 
     def save(self) -> None:
@@ -204,7 +204,7 @@ class Training:
             return
         scores = None
         if epoch % self.recipe.knn_every == 0 or epoch == self.recipe.epochs:
-            self.scores = scores = self.evaluation.measure(self.method.network)
+            self.scores = scores = self._measure()
             if scores.best > self.state.best:
                 self.state.best = scores.best
                 checkpoints.save_best(self.folder, self._everything())
@@ -230,13 +230,16 @@ class Training:
             self._stopping = self._interrupt.asked
         return due and not self._stopping
 
+    def _measure(self) -> Scores:
+        return self.evaluation.measure(self.method.encoder(self.evaluation.train.prepared))
+
     def _print_start(self) -> None:
         if not self.processes.first:
             distributed.wait()
             return
         report(f"measuring {self.evaluation.describe()}")
         pixels = self.evaluation.baseline()
-        untrained = self.evaluation.measure(self.method.network)
+        untrained = self._measure()
         metrics.begin(self.folder, {"raw_pixels": pixels, "untrained": untrained.best})
         report(
             f"to rise above: raw pixels, PCA-{self.recipe.dim}: {pixels:.4f}; untrained network, "
