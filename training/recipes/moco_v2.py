@@ -95,7 +95,7 @@ RECIPES = (
         name="moco-v2-cifar10-cpu",
         about="""CIFAR-10 on two CPU cores: npid-cifar10-cpu's network and optimiser.
         python -m training pretrain moco-v2-cifar10-cpu --data cifar10:FOLDER --test cifar10:FOLDER:test --out RUN
-        kNN-200 τ=0.1, train → test; not yet measured at full length.""",
+        Measured kNN-200 τ=0.1, train → test: 0.585 after 851 CPU seconds; raw pixels 0.58 (docs/results.md).""",
         options=MocoV2(queue=4096, old_weight=0.99, symmetric=True),
         image_size=32,
         cache_size=32,

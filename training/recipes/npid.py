@@ -57,7 +57,7 @@ _GALLERY = Recipe(
     name="npid-gallery",
     about="""The encoder that ships with the demo: clip art at 64 px, 41 minutes on two busy cores.
     python -m training pretrain npid-gallery --data examples/gallery --out runs/npid-gallery
-    Measured kNN-10 τ=0.07, leave-one-out: 0.62; raw pixels 0.50, untrained network 0.52 (docs/results.md).""",
+    Measured kNN-10 τ=0.07, leave-one-out: 0.62; raw pixels 0.55, untrained network 0.52 (docs/results.md).""",
     options=Npid(temperature=0.2, views=2, instance=0.25, contrast=1.0, contrast_temperature=0.2),
     image_size=64,
     cache_size=80,
@@ -83,7 +83,7 @@ RECIPES = (
         name="npid-demo",
         about="""What `make pretrain-demo` runs: npid-gallery, cut to seven to ten minutes on two cores.
         python -m training pretrain npid-demo --data examples/gallery --out runs/npid-demo
-        Measured kNN-10 τ=0.07, leave-one-out: 0.58; raw pixels 0.50, untrained network 0.52 (docs/results.md).""",
+        Measured kNN-10 τ=0.07, leave-one-out: 0.58; raw pixels 0.55, untrained network 0.52 (docs/results.md).""",
         epochs=55,
         knn_every=5,
     ),
@@ -110,7 +110,7 @@ RECIPES = (
         name="npid-cifar10-cpu",
         about="""CIFAR-10 in twenty minutes on two busy cores: a check that real photographs are learnt.
         python -m training pretrain npid-cifar10-cpu --data cifar10:FOLDER --test cifar10:FOLDER:test --out RUN
-        Measured kNN-200 τ=0.1, train → test: 0.60; raw pixels 0.42, untrained network 0.47 (docs/results.md).""",
+        Measured kNN-200 τ=0.1, train → test: 0.60; raw pixels 0.58, untrained network 0.47 (docs/results.md).""",
         options=Npid(temperature=0.2, views=2, instance=0.25, contrast=1.0),
         image_size=32,
         cache_size=32,
