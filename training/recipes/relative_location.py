@@ -54,7 +54,7 @@ RECIPES = (
         about="""The demo's network on two cores: where was this piece of a drawing? Nine small encodes a picture.
         python -m training pretrain relative-location-demo --data examples/gallery --out runs/relative-location-demo
         Accuracy of places starts at 0.125 and cannot come near 1 on drawings: a white patch may lie anywhere. For
-        kNN-10 τ=0.07, leave-one-out, compare with the two lines that the run prints first: raw pixels 0.50,
+        kNN-10 τ=0.07, leave-one-out, compare with the two lines that the run prints first: raw pixels 0.55,
         untrained network 0.52. Not yet run to its end. Network and optimiser of npid-demo.""",
         options=RelativeLocation(crop=84, patch=20, hidden=512),
         image_size=64,
