@@ -96,8 +96,8 @@ def _recipes(options: argparse.Namespace) -> int:
     if options.recipe is None:
         for recipe in RECIPES.values():
             first, _, rest = recipe.about.partition("\n")
-            print(f"{recipe.name:<18} {first}")
-            print("".join(f"{'':<18} {line.strip()}\n" for line in rest.splitlines()))
+            print(f"{recipe.name:<26} {first}")
+            print("".join(f"{'':<26} {line.strip()}\n" for line in rest.splitlines()))
         return 0
     recipe = find(options.recipe)
     print("\n".join(line.strip() for line in recipe.about.splitlines()), end="\n\n")

@@ -120,8 +120,8 @@ def prove_parity(graph: Graph, encoder: Encoder, pictures: Pictures) -> float:
     if not worst <= _PARITY:
         raise TrainingError(
             f"expected ONNX Runtime to agree with torch within {_PARITY:g}, got {worst:.2e}; nothing was written. "
-            "Train longer if the run was of a few steps (features that hardly differ whiten into noise), or use the "
-            "versions of constraints.txt"
+            "Train longer if the run was of a few steps (features that hardly differ whiten into noise), or use "
+            "the versions of constraints.txt"
         )
     return worst
 
