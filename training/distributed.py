@@ -6,6 +6,7 @@ by every process alike. Without torchrun there is one process, and everything he
 """
 
 import contextlib
+import gc
 import inspect
 import os
 from collections.abc import Iterator
@@ -70,7 +71,9 @@ def processes() -> Iterator[Processes]:
     set_timeout(_WORK)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
+        dist.barrier()  # who leaves first takes the connections of the others along
     finally:
+        gc.collect()  # a replica that still holds the group would end its threads too late, and abort the process
         dist.destroy_process_group()
 
 

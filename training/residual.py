@@ -5,6 +5,7 @@ Komodakis 2016 (arXiv:1605.07146). A recipe may change their first layers (its s
 (its width).
 """
 
+import contextlib
 from typing import Any, cast
 
 import torch
@@ -59,7 +60,11 @@ def stages(network: ResNet, pixels: Tensor) -> list[Tensor]:
     x = network.maxpool(network.relu(network.bn1(network.conv1(pixels))))
     maps = []
     for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
-        x = stage(x)
+        # In bfloat16 a CPU leaves uninitialised memory in the gradient of a strided 3×3 kernel over one pixel, at
+        # the taps that meet no pixel (torch 2.15): maps of one pixel go on in float32.
+        single = x.device.type == "cpu" and max(x.shape[-2:]) == 1
+        with torch.autocast("cpu", enabled=False) if single else contextlib.nullcontext():
+            x = stage(x.float() if single else x)
         maps.append(x)
     return maps
 

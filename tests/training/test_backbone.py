@@ -1,6 +1,7 @@
 """The network: shapes, stems, widths, and what it refuses."""
 
 import dataclasses
+import math
 
 import onnxruntime
 import pytest
@@ -12,6 +13,7 @@ from index.errors import RecipeError
 from training import torchvision_models
 from training.backbone import Network, build
 from training.graph import Graph, trace
+from training.recipes import Npid, Recipe
 
 # Where each network of torchvision keeps the layer that pretraining has no use for.
 CLASSIFIERS = {
@@ -234,3 +236,17 @@ def test_a_network_too_large_for_one_file_is_refused(plain_recipe, monkeypatch):
     monkeypatch.setattr(torchvision_models, "_BYTES", 2_000_000)  # the real ones take seconds and gigabytes
     with pytest.raises(RecipeError, match=r"weights of at most 0\.002 GB.* from squeezenet1_1"):
         build(dataclasses.replace(plain_recipe, backbone="squeezenet1_1"))
+
+
+def test_kernels_that_shrink_a_single_pixel_get_no_gradient_where_no_pixel_is_met():
+    # In bfloat16 on a CPU those gradients were uninitialised memory, and the weights ended as NaN.
+    recipe = Recipe(name="t", about="", options=Npid(), image_size=8, cache_size=8, width=0.25, stem="quarter")
+    network = build(dataclasses.replace(recipe, precision="bfloat16")).train()
+    junk = [torch.full((2**18,), math.nan) for _ in range(8)]
+    del junk  # what uninitialised memory will hold
+    network.features(torch.rand(64, 3, 8, 8)).square().sum().backward()
+    kernel = network.backbone.layer4[0].conv1.weight.grad
+    unmet = torch.ones(3, 3, dtype=torch.bool)
+    unmet[1, 1] = False
+    assert kernel[:, :, unmet].abs().max() == 0
+    assert kernel[:, :, 1, 1].abs().max() > 0

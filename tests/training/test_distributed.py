@@ -44,19 +44,22 @@ from training.evaluation.knn import Evaluation
 from training.loop import Training
 from training.recipes import from_json
 torch.set_num_threads(1)
-recipe = from_json(json.loads(sys.argv[1]))
-with processes() as group:
-    run = Training(recipe, Evaluation(recipe, load_pictures(Path(sys.argv[2]), recipe)), Path("."), processes=group)
-    replica, kept = distributed.replicate(run.method), {}
-    move = run.update.step
+
+def step(group, recipe, data, out):
+    run = Training(recipe, Evaluation(recipe, load_pictures(data, recipe)), Path("."), processes=group)
+    kept, move = {}, run.update.step
     def look(rate):
         kept.update({name: p.grad.clone() for name, p in run.method.named_parameters() if p.grad is not None})
         return move(rate)
     run.update.step = look
     cached = run.evaluation.train.cached
-    run._step(replica, iter([cached[run.plan.rows(0, share)] for share in run.plan.shares]))
+    rows = iter([cached[run.plan.rows(0, share)] for share in run.plan.shares])
+    run._step(distributed.replicate(run.method), rows)
     if group.first:
-        torch.save({"gradients": kept, "method": run.method.state_dict()}, sys.argv[3])
+        torch.save({"gradients": kept, "method": run.method.state_dict()}, out)
+
+with processes() as group:
+    step(group, from_json(json.loads(sys.argv[1])), Path(sys.argv[2]), sys.argv[3])
 """
 
 
