@@ -66,7 +66,7 @@ def train(dataset: str, method: str, seed: int, work: Path, share: float) -> dic
         "epochs": recipe.epochs,
         "cpu_seconds": seconds if fresh else None,
         "scores": vars(training.scores),
-        "also": vars(also.measure(training.method.encoder(pictures.prepared))),
+        "also": vars(also.measure(training.method.network)),
         "curve": {head: list(written.curve(f"knn_{head}").items()) for head in accuracy_report.HEADS},
         "loss": list(written.curve("loss").items()),
     }

@@ -6,7 +6,6 @@ arXiv:1911.05722, §3.3). One process has the same remedy when its BatchNorm see
 several GPUs would.
 """
 
-from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -80,29 +79,6 @@ def split_batchnorm(module: nn.Module, splits: int) -> None:
         if isinstance(child, nn.BatchNorm2d):
             child.__class__ = SplitBatchNorm2d
             cast("SplitBatchNorm2d", child).splits = splits
-
-
-@torch.no_grad()
-def reestimate(network: nn.Module, encode: Callable[[Tensor], object], batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics by those of some batches, the mean over them, and leave the weights alone.
-
-    Args:
-        network: ends in evaluation mode.
-        encode: what of the network is called with each batch.
-        batches: inputs as the network will see them.
-    """
-    network.eval()
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    usual = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean
-        norm.train()
-    for batch in batches:
-        encode(batch)
-    for norm, momentum in zip(norms, usual, strict=True):
-        norm.momentum = momentum
-        norm.eval()
 
 
 def arrange_batchnorm(module: nn.Module, recipe: Recipe, device: torch.device) -> None:

@@ -22,7 +22,7 @@ from training.backbone import Network
 from training.data import load_pictures, preprocess_of
 from training.evaluation.knn import Evaluation, embed
 from training.graph import Graph, linear, to_bytes, trace
-from training.methods import Method, create
+from training.methods import create
 from training.proof import Comparison, compare, knn_report, measure, prove_parity
 from training.quantize import calibration_pictures, quantise
 from training.recipes import Recipe
@@ -90,8 +90,7 @@ def export_run(
         )
     test_path = test or (Path(trained_on["test"]) if trained_on["test"] else None)
     evaluation = Evaluation(recipe, pictures, load(test_path) if test_path else None)
-    method = load_method(run, recipe, trained_on["pictures"], checkpoint)
-    network = method.encoder(pictures.prepared).eval()
+    network = load_network(run, recipe, trained_on["pictures"], checkpoint)
     spec = EncoderSpec(
         name=name or recipe.name,
         method=recipe.method,
@@ -111,8 +110,8 @@ def export_run(
     return export(network, evaluation, spec, out, int8=int8)
 
 
-def load_method(run: Path, recipe: Recipe, pictures: int, checkpoint: Literal["last", "best"]) -> Method:
-    """Return the trained method of a run, on the CPU.
+def load_network(run: Path, recipe: Recipe, pictures: int, checkpoint: Literal["last", "best"]) -> Network:
+    """Return the trained network of a run, in evaluation mode on the CPU.
 
     Raises:
         CheckpointError: the run has no such checkpoint.
@@ -122,7 +121,7 @@ def load_method(run: Path, recipe: Recipe, pictures: int, checkpoint: Literal["l
         raise CheckpointError(f"expected a checkpoint in {run}, got none; let `pretrain` run for a minute at least")
     method = create(replace(recipe, compile=False), pictures)
     method.load_state_dict(checkpoints.load(path)["method"])
-    return method
+    return method.network.eval()
 
 
 def export(

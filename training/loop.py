@@ -231,7 +231,7 @@ class Training:
         return due and not self._stopping
 
     def _measure(self) -> Scores:
-        return self.evaluation.measure(self.method.encoder(self.evaluation.train.prepared))
+        return self.evaluation.measure(self.method.network)
 
     def _print_start(self) -> None:
         if not self.processes.first:

@@ -8,7 +8,7 @@ from torch import Generator, nn
 
 from index.errors import RecipeError
 from training.backbone import build
-from training.batchnorm import SplitBatchNorm2d, arrange_batchnorm, reestimate, split_batchnorm
+from training.batchnorm import SplitBatchNorm2d, arrange_batchnorm, split_batchnorm
 from training.recipes import MocoV2, Recipe
 
 CPU = torch.device("cpu")
@@ -107,19 +107,3 @@ def test_a_network_is_converted_whole_and_keeps_its_tensors():
     assert all(isinstance(norm, SplitBatchNorm2d) and norm.splits == 4 for norm in norms)
     assert {name: tensor.data_ptr() for name, tensor in network.state_dict().items()} == before
     assert "splits=4" in repr(network)
-
-
-def test_reestimated_statistics_are_the_plain_mean_over_the_batches_and_weights_stay():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.003))
-    weights = [parameter.clone() for parameter in network.parameters()]
-    batches = [torch.randn(6, 3, 8, 8) * scale + scale for scale in (1.0, 3.0)]
-    reestimate(network, network, batches)
-    maps = [network[0](batch) for batch in batches]
-    mean = sum(each.mean(dim=(0, 2, 3)) for each in maps) / 2
-    variance = sum(each.transpose(0, 1).flatten(1).var(dim=1) for each in maps) / 2
-    assert torch.allclose(network[1].running_mean, mean, atol=1e-5)
-    assert torch.allclose(network[1].running_var, variance, rtol=1e-4)
-    assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))
-    assert not network[1].training
-    assert network[1].momentum == 0.003

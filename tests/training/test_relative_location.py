@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -275,16 +274,3 @@ def test_every_named_recipe_can_be_built(name):
     task = create(replace(RECIPES[name], backbone="resnet18"), 40)
     assert isinstance(task, RelativeLocationPrediction)
     assert task.network.projection is None
-
-
-def test_what_is_measured_has_the_statistics_of_whole_pictures_and_the_trained_weights():
-    task = method()
-    whole = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    before = {name: value.clone() for name, value in task.network.state_dict().items()}
-    encoder = task.encoder(whole)
-    assert not encoder.training
-    for (name, old), new in zip(before.items(), encoder.state_dict().values(), strict=True):
-        assert torch.equal(old, new) == ("running" not in name and "num_batches" not in name), name
-    assert all(torch.equal(value, task.network.state_dict()[name]) for name, value in before.items())
-    first = encoder.backbone.conv1((torch.from_numpy(whole).permute(0, 3, 1, 2) / 255 - encoder.mean) / encoder.std)
-    assert torch.allclose(encoder.backbone.bn1.running_mean, first.mean(dim=(0, 2, 3)), atol=1e-4)

@@ -19,7 +19,6 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from index.images import Pixels
 from training.backbone import Network
 from training.draws import Draw, Share
 from training.recipes import Recipe
@@ -91,11 +90,6 @@ class Method(nn.Module, ABC):
 
     def commit(self, pending: Mapping[str, Tensor]) -> None:
         """Write what the step learnt, after the optimiser moved the weights; most tasks keep nothing."""
-
-    def encoder(self, pixels: Pixels) -> Network:
-        """Return the network as it is measured and exported, given prepared pictures, uint8 (N, H, W, 3)."""
-        del pixels
-        return self.network
 
     def forward(self, batch: Batch) -> Loss:
         """Return the loss; the way in for DistributedDataParallel."""

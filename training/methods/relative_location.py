@@ -14,25 +14,20 @@ so neighbours and centres share their BatchNorm statistics.
 Shapes: B pictures a batch, S side of a picture, P side of a patch, F features.
 """
 
-from dataclasses import replace
 from typing import ClassVar, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from index.errors import RecipeError
-from index.images import Pixels
 from training.augment import view
-from training.backbone import MEAN, STD, Network, build
-from training.batchnorm import reestimate
+from training.backbone import MEAN, STD, Network
 from training.draws import Draw
 from training.methods.method import Batch, Loss, Method
 from training.recipes import Recipe, RelativeLocation
 
 PATCHES, PLACES, CENTRE = 9, 8, 4
-_LOOKED_AT, _BATCH = 4096, 256  # pictures that give whole pictures' BatchNorm statistics
 _MAGENTA_GREEN = (-1.0, 2.0, -1.0)  # "Avoiding trivial solutions", §3
 
 
@@ -64,10 +59,6 @@ class RelativeLocationPrediction(Method):
             cut = standardise(cut)
         return (cut.flatten(0, 1),)
 
-    def encoder(self, pixels: Pixels) -> Network:
-        """Return the network with BatchNorm statistics of whole pictures, uint8 (N, H, W, 3)."""
-        return whole_pictures(self.network, self.recipe, pixels)
-
     def loss(self, batch: Batch) -> Loss:
         """Cross-entropy over the eight places, ln 8 at the start.
 
@@ -81,28 +72,6 @@ class RelativeLocationPrediction(Method):
         metrics = {"accuracy": (logits.argmax(dim=1) == labels).float().mean()}
         centres = features[:, CENTRE].detach()
         return Loss(F.cross_entropy(logits, labels), metrics, F.normalize(centres, dim=1))
-
-
-def whole_pictures(network: Network, recipe: Recipe, pixels: Pixels) -> Network:
-    """Return a copy of a network whose BatchNorm statistics are those of whole pictures.
-
-    Training sees patches. Their statistics do not fit pictures: on 8-pixel patches they were off so far that whole
-    pictures overflowed float32.
-
-    Args:
-        network: (…, 3, H, W) → features.
-        recipe: that it was built from.
-        pixels: uint8 (N, H, W, 3); evenly spaced ones are looked at.
-    """
-    device = next(network.parameters()).device
-    copy = build(replace(recipe, compile=False)).to(device)
-    copy.load_state_dict(network.state_dict())
-    chosen = pixels[:: -(-len(pixels) // _LOOKED_AT)]
-    batches = (
-        torch.from_numpy(np.array(chosen[start : start + _BATCH])) for start in range(0, len(chosen), _BATCH)
-    )
-    reestimate(copy, copy.features, (batch.to(device).permute(0, 3, 1, 2).float() / 255 for batch in batches))
-    return copy.eval()
 
 
 def patches(images: Tensor, corners: Tensor, side: int) -> Tensor:
