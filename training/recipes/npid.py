@@ -133,8 +133,8 @@ RECIPES = (
         about="""The published ImageNet recipe: NCE with 4096 negatives, 200 epochs, for several GPUs.
         torchrun --nproc-per-node 4 -m training pretrain npid-imagenet --data train --test val --out RUN
         Published kNN-200 τ=0.07: ResNet-18 41.0, ResNet-50 46.8 (--set backbone=resnet50). Not yet run here.
-        The softmax over all 1.28 million (--set options.loss=softmax) is exact. On a CPU it takes 1.5 times as long as
-        NCE and a fortieth of the memory (docs/results.md), little beside the network; not timed on a GPU.
+        The softmax over all 1.28 million (--set options.loss=softmax) is exact. On a CPU it takes 1.5 times as
+        long as NCE and a fortieth of the memory (docs/results.md); not timed on a GPU.
         Source: github.com/zhirongw/lemniscate.pytorch, main.py and README.""",
         options=Npid(loss="nce"),
         decay_all=True,
