@@ -1,6 +1,7 @@
 """The views, picture by picture against slow oracles, and their statistics."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,3 +151,37 @@ def test_probabilities_are_met(field, probability):
     flipped = views[:, 0, 0, 3] > views[:, 0, 0, 0]
     share = float((grey if field == "grayscale" else flipped).float().mean())
     assert share == pytest.approx(probability, abs=0.03)
+
+
+def test_gray_before_jitter_leaves_no_colour_to_turn_and_jitter_before_gray_does():
+    images = (pictures(8) * 255).round().to(torch.uint8)
+    hues = replace(STILL, jitter=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.5, grayscale=1.0)
+    gray = augment.luma(images / 255).expand(-1, 3, -1, -1)
+    first = augment.view(images, 24, replace(hues, order="gray-jitter"), draw(8))
+    last = augment.view(images, 24, replace(hues, order="jitter-gray"), draw(8))
+    assert torch.allclose(first, gray, atol=1e-4)
+    assert (last - gray).abs().max() > 0.05
+    assert torch.allclose(last[:, 0], last[:, 1], atol=1e-5)
+
+
+def test_a_shifted_view_is_a_slice_of_the_padded_picture_mirrored_or_not():
+    images = (pictures(200, side=12) * 255).round().to(torch.uint8)
+    views = augment.view(images, 12, replace(STILL, shift=2, flip=0.5), draw(200))
+    padded = torch.nn.functional.pad(images / 255, (2, 2, 2, 2))
+    places = []
+    for picture, seen in zip(padded, views, strict=True):
+        found = [
+            (top, left, mirrored)
+            for top in range(5)
+            for left in range(5)
+            for mirrored in (False, True)
+            if torch.allclose(
+                seen, picture[:, top : top + 12, left : left + 12].flip(-1 if mirrored else ()), atol=1e-6
+            )
+        ]
+        assert len(found) == 1
+        places += found
+    tops, lefts, mirrored = zip(*places, strict=True)
+    for values in (tops, lefts):  # uniform over five places: 40 each, standard deviation 5.7
+        assert all(15 < values.count(place) < 65 for place in range(5))
+    assert 60 < sum(mirrored) < 140
