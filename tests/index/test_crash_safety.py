@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -278,8 +279,19 @@ def _fault(path, fatal, how):
     tell(f"end {step.calls}")
 
 
+@dataclass(frozen=True)
+class Left:
+    """What a child left: the state it acknowledged, the one it was on its way to, and what a reader found."""
+
+    acknowledged: dict
+    following: dict
+    found: dict
+    status: int
+    steps: int | None
+
+
 def cycle_with_fault(children, folder, fatal, how):
-    """Run one child; check what it left; return the number of steps it took (None when it died)."""
+    """Run one child to its fault and open what it left; `steps` is how many it took (None when it died)."""
     path = folder / "bank"
     children.start("fault", path, fatal, how)
     lines, status = children.rest()
@@ -298,7 +310,6 @@ def cycle_with_fault(children, folder, fatal, how):
         bank = MemoryBank.open(path)
     with bank:
         found = state_of(bank)
-        assert found in (held, apply(held, len(numbers)) if len(numbers) < CYCLE else held)
         names = {entry.name for entry in bank.manifest.segments}
         assert {entry.name for entry in (path / "segments").iterdir()} == names
         assert {entry.name for entry in path.iterdir()} <= {
@@ -312,27 +323,40 @@ def cycle_with_fault(children, folder, fatal, how):
         bank.add([Item("afterwards")], vector_of("afterwards")[None])
         bank.compact()
         assert bank.count == len(found) + 1
-    return next((int(line.split()[1]) for line in lines if line.startswith("end ")), None)
+    following = apply(held, len(numbers)) if len(numbers) < CYCLE else held
+    steps = next((int(line.split()[1]) for line in lines if line.startswith("end ")), None)
+    return Left(held, following, found, status, steps)
 
 
-def every_step(children, how, stride, offset=0):
+def faults(children, how, stride, offset=0):
+    """Yield (step, what was left) for a fault at every `stride`-th step of a whole cycle."""
     with tempfile.TemporaryDirectory() as folder:
-        steps = cycle_with_fault(children, Path(folder), 0, how)
+        steps = cycle_with_fault(children, Path(folder), 0, how).steps
     assert steps > 200
     for fatal in range(1 + offset, steps + 1, stride):
         with tempfile.TemporaryDirectory() as folder:
-            cycle_with_fault(children, Path(folder), fatal, how)
+            yield fatal, cycle_with_fault(children, Path(folder), fatal, how)
 
 
 @pytest.mark.parametrize("how", ["die", "fail"])
 def test_some_steps_towards_the_disk_may_be_the_last_or_fail(children, how):
-    every_step(children, how, stride=23, offset=7)
+    seen = 0
+    for step, left in faults(children, how, stride=23, offset=7):
+        assert left.found in (left.acknowledged, left.following), f"at step {step}"
+        assert left.status == (9 if how == "die" else 0), f"at step {step}"
+        seen += 1
+    assert seen >= 8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["die", "fail"])
 def test_any_step_towards_the_disk_may_be_the_last_or_fail(children, how):
-    every_step(children, how, stride=1)
+    seen = 0
+    for step, left in faults(children, how, stride=1):
+        assert left.found in (left.acknowledged, left.following), f"at step {step}"
+        assert left.status == (9 if how == "die" else 0), f"at step {step}"
+        seen += 1
+    assert seen > 200
 
 
 if __name__ == "__main__":
