@@ -4,10 +4,11 @@ The maths is in training/methods/moco_v2.py.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from training.recipes.recipe import Augmentation, Options, Recipe, within
+from training.recipes.recipe import Augmentation, Options, within
+from training.recipes.scales import CIFAR10, CIFAR10_CPU, CLIP_ART, IMAGENET
 
 
 @dataclass(frozen=True)
@@ -47,31 +48,17 @@ class MocoV2(Options):
 
 
 RECIPES = (
-    Recipe(
+    replace(
+        CLIP_ART,
         name="moco-v2-demo",
         about="""Clip art at 64 px on two CPU cores: npid-demo's pictures, network and optimiser.
         python -m training pretrain moco-v2-demo --data examples/gallery --out runs/moco-v2-demo
         kNN-10 τ=0.07, leave-one-out; not yet measured at full length.""",
         options=MocoV2(queue=1024, old_weight=0.99, symmetric=True),
-        image_size=64,
-        cache_size=80,
-        fit="pad",
-        width=0.5,
-        stem="quarter",
         bn_splits=4,
-        epochs=55,
-        batch_size=128,
-        optimizer="adamw",
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        warmup=3,
-        precision="bfloat16",
-        knn_k=10,
-        knn_every=5,
-        whiten=1.0,
-        augment=Augmentation(crop_area=0.25, rotation=10.0, jitter=0.8, hue=0.1),
     ),
-    Recipe(
+    replace(
+        CIFAR10,
         name="moco-v2-cifar10",
         about="""The official CIFAR-10 demo: ResNet-18, 200 epochs, for one GPU.
         python -m training pretrain moco-v2-cifar10 --data cifar10:FOLDER --test cifar10:FOLDER:test --out RUN
@@ -79,42 +66,22 @@ RECIPES = (
         run here. The loss rises to 7.3 in epoch 3 before it falls to 2.3.
         Source: github.com/facebookresearch/moco, branch colab-notebook. There the rate changes once an epoch.""",
         options=MocoV2(temperature=0.1, queue=4096, old_weight=0.99, head="linear"),
-        image_size=32,
-        cache_size=32,
-        stem="full",
         bn_splits=8,
         batch_size=512,
         learning_rate=0.06,
-        weight_decay=5e-4,
-        decay_all=True,
-        knn_temperature=0.1,
-        knn_every=5,
         augment=Augmentation(crop_area=0.08, jitter=0.8, hue=0.1),
     ),
-    Recipe(
+    replace(
+        CIFAR10_CPU,
         name="moco-v2-cifar10-cpu",
         about="""CIFAR-10 on two CPU cores: npid-cifar10-cpu's network and optimiser.
         python -m training pretrain moco-v2-cifar10-cpu --data cifar10:FOLDER --test cifar10:FOLDER:test --out RUN
         Measured kNN-200 τ=0.1, train → test: 0.585 after 851 CPU seconds; raw pixels 0.58 (docs/results.md).""",
         options=MocoV2(queue=4096, old_weight=0.99, symmetric=True),
-        image_size=32,
-        cache_size=32,
-        width=0.25,
-        stem="half",
         bn_splits=4,
-        epochs=8,
-        batch_size=256,
-        optimizer="adamw",
-        learning_rate=2e-3,
-        weight_decay=0.05,
-        warmup=0.5,
-        precision="bfloat16",
-        knn_temperature=0.1,
-        knn_every=2,
-        whiten=1.0,
-        augment=Augmentation(jitter=0.8, hue=0.1),
     ),
-    Recipe(
+    replace(
+        IMAGENET,
         name="moco-v2-imagenet",
         about="""The official ImageNet recipe: ResNet-50, 200 epochs, for eight GPUs with 32 pictures each.
         torchrun --nproc-per-node 8 -m training pretrain moco-v2-imagenet --data train --test val --out RUN
@@ -122,10 +89,6 @@ RECIPES = (
         Not yet run here. Published cost: 53 hours on eight V100. The loss rises to about 10 before it falls to 6.6.
         Source: github.com/facebookresearch/moco, main_moco.py and README. There the rate changes once an epoch.""",
         options=MocoV2(),
-        backbone="resnet50",
-        decay_all=True,
-        precision="bfloat16",
-        knn_every=10,
         augment=Augmentation(jitter=0.8, hue=0.1, blur=0.5),
     ),
 )

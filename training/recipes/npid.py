@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from index.errors import RecipeError
-from training.recipes.recipe import Augmentation, Options, Recipe, within
+from training.recipes.recipe import Augmentation, Options, within
+from training.recipes.scales import CIFAR10, CIFAR10_CPU, CLIP_ART, IMAGENET
 
 
 @dataclass(frozen=True)
@@ -52,83 +53,47 @@ class Npid(Options):
             )
 
 
-# Clip art has odd shapes and is told apart by colour as well: nothing is cut off, and hues move only a little.
-_GALLERY = Recipe(
-    name="npid-gallery",
-    about="""The encoder that ships with the demo: clip art at 64 px, 41 minutes on two busy cores.
-    python -m training pretrain npid-gallery --data examples/gallery --out runs/npid-gallery
-    Measured kNN-10 τ=0.07, leave-one-out: 0.62; raw pixels 0.55, untrained network 0.52 (docs/results.md).""",
+_DEMO = replace(
+    CLIP_ART,
+    name="npid-demo",
+    about="""What `make pretrain-demo` runs: npid-gallery, cut to seven to ten minutes on two cores.
+    python -m training pretrain npid-demo --data examples/gallery --out runs/npid-demo
+    Measured kNN-10 τ=0.07, leave-one-out: 0.58; raw pixels 0.55, untrained network 0.52 (docs/results.md).""",
     options=Npid(temperature=0.2, views=2, instance=0.25, contrast=1.0, contrast_temperature=0.2),
-    image_size=64,
-    cache_size=80,
-    fit="pad",
-    width=0.5,
-    stem="quarter",
-    epochs=220,
-    batch_size=128,
-    optimizer="adamw",
-    learning_rate=1e-3,
-    weight_decay=0.05,
-    warmup=3,
-    precision="bfloat16",
-    knn_k=10,
-    knn_every=20,
-    whiten=1.0,
-    augment=Augmentation(crop_area=0.25, rotation=10.0, jitter=0.8, hue=0.1),
 )
 
 RECIPES = (
+    _DEMO,
     replace(
-        _GALLERY,
-        name="npid-demo",
-        about="""What `make pretrain-demo` runs: npid-gallery, cut to seven to ten minutes on two cores.
-        python -m training pretrain npid-demo --data examples/gallery --out runs/npid-demo
-        Measured kNN-10 τ=0.07, leave-one-out: 0.58; raw pixels 0.55, untrained network 0.52 (docs/results.md).""",
-        epochs=55,
-        knn_every=5,
+        _DEMO,
+        name="npid-gallery",
+        about="""The encoder that ships with the demo: clip art at 64 px, 41 minutes on two busy cores.
+        python -m training pretrain npid-gallery --data examples/gallery --out runs/npid-gallery
+        Measured kNN-10 τ=0.07, leave-one-out: 0.62; raw pixels 0.55, untrained network 0.52 (docs/results.md).""",
+        epochs=220,
+        knn_every=20,
     ),
-    _GALLERY,
-    Recipe(
+    replace(
+        CIFAR10,
         name="npid-cifar10",
         about="""The published CIFAR-10 recipe, exact softmax: 200 epochs, for a GPU.
         python -m training pretrain npid-cifar10 --data cifar10:FOLDER --test cifar10:FOLDER:test --out RUN
         Published kNN-200 τ=0.1: 80.8 (NCE, --set options.loss=nce: 80.4). Not yet run here.
         Source: github.com/zhirongw/lemniscate.pytorch, cifar.py and README. No mirror images, as there.""",
         options=Npid(temperature=0.1),
-        image_size=32,
-        cache_size=32,
-        stem="full",
-        batch_size=128,
-        weight_decay=5e-4,
-        decay_all=True,
         schedule="step",
-        knn_temperature=0.1,
-        knn_every=5,
         augment=Augmentation(flip=0.0),
     ),
-    Recipe(
+    replace(
+        CIFAR10_CPU,
         name="npid-cifar10-cpu",
         about="""CIFAR-10 in twenty minutes on two busy cores: a check that real photographs are learnt.
         python -m training pretrain npid-cifar10-cpu --data cifar10:FOLDER --test cifar10:FOLDER:test --out RUN
         Measured kNN-200 τ=0.1, train → test: 0.60; raw pixels 0.58, untrained network 0.47 (docs/results.md).""",
         options=Npid(temperature=0.2, views=2, instance=0.25, contrast=1.0),
-        image_size=32,
-        cache_size=32,
-        width=0.25,
-        stem="half",
-        epochs=8,
-        batch_size=256,
-        optimizer="adamw",
-        learning_rate=2e-3,
-        weight_decay=0.05,
-        warmup=0.5,
-        precision="bfloat16",
-        knn_temperature=0.1,
-        knn_every=2,
-        whiten=1.0,
-        augment=Augmentation(jitter=0.8, hue=0.1),
     ),
-    Recipe(
+    replace(
+        IMAGENET,
         name="npid-imagenet",
         about="""The published ImageNet recipe: NCE with 4096 negatives, 200 epochs, for several GPUs.
         torchrun --nproc-per-node 4 -m training pretrain npid-imagenet --data train --test val --out RUN
@@ -137,10 +102,8 @@ RECIPES = (
         long as NCE and a fortieth of the memory (docs/results.md); not timed on a GPU.
         Source: github.com/zhirongw/lemniscate.pytorch, main.py and README.""",
         options=Npid(loss="nce"),
-        decay_all=True,
+        backbone="resnet18",
         schedule="step",
-        precision="bfloat16",
-        knn_every=10,
         augment=Augmentation(order="gray-jitter"),
     ),
 )

@@ -1,10 +1,11 @@
 """Recipes of relative location (Doersch et al. 2015, arXiv:1505.05192); see methods/relative_location.py."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from training.recipes.recipe import Augmentation, Options, Recipe, within
+from training.recipes.recipe import Augmentation, Options, within
+from training.recipes.scales import CIFAR10, CLIP_ART, IMAGENET
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class RelativeLocation(Options):
 _GRAY = Augmentation(crop_area=1.0, crop_ratio=1.0, flip=0.0, jitter=0.0, grayscale=0.66)
 
 RECIPES = (
-    Recipe(
+    replace(
+        CLIP_ART,
         name="relative-location-demo",
         about="""The demo's network on two cores: where was this piece of a drawing? Nine small encodes a picture.
         python -m training pretrain relative-location-demo --data examples/gallery --out runs/relative-location-demo
@@ -57,24 +59,14 @@ RECIPES = (
         kNN-10 τ=0.07, leave-one-out, compare with the two lines that the run prints first: raw pixels 0.55,
         untrained network 0.52. Not yet run to its end. Network and optimiser of npid-demo.""",
         options=RelativeLocation(crop=84, patch=20, hidden=512),
-        image_size=64,
         cache_size=96,
-        fit="pad",
-        width=0.5,
-        stem="quarter",
         epochs=60,
         batch_size=64,
-        optimizer="adamw",
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        warmup=3,
-        precision="bfloat16",
-        knn_k=10,
         knn_every=10,
-        whiten=1.0,
         augment=_GRAY,
     ),
-    Recipe(
+    replace(
+        CIFAR10,
         name="relative-location-cifar10",
         about="""Relative location at 32 px: 200 epochs, for a GPU.
         python -m training pretrain relative-location-cifar10 --data cifar10:FOLDER --test cifar10:FOLDER:test \\
@@ -83,22 +75,15 @@ RECIPES = (
         Cells of 10 px and patches of 8 keep roughly the proportions of the ImageNet recipe; optimiser and schedule
         are those of rotation-cifar10.""",
         options=RelativeLocation(crop=30, patch=8, hidden=1024),
-        image_size=32,
-        cache_size=32,
-        stem="full",
-        batch_size=128,
         learning_rate=0.1,
         nesterov=True,
-        weight_decay=5e-4,
-        decay_all=True,
         schedule="step",
         milestones=(60, 120, 160),
         step_factor=0.2,
-        knn_temperature=0.1,
-        knn_every=5,
         augment=_GRAY,
     ),
-    Recipe(
+    replace(
+        IMAGENET,
         name="relative-location-imagenet",
         about="""The ResNet-50 recipe of MMSelfSup: 70 epochs, for several GPUs.
         torchrun --nproc-per-node 8 -m training pretrain relative-location-imagenet --data train --test val \\
@@ -110,17 +95,13 @@ RECIPES = (
         are cut to their centre square instead of squashed, the classifier has the backbone's weight decay instead
         of five times as much, and centres share BatchNorm statistics with their neighbours.""",
         options=RelativeLocation(),
-        backbone="resnet50",
         cache_size=292,
         epochs=70,
         batch_size=512,
         learning_rate=0.2,
-        decay_all=True,
         schedule="step",
         milestones=(30, 50),
         warmup=5,
-        precision="bfloat16",
-        knn_every=10,
         augment=_GRAY,
     ),
 )

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from training.recipes.recipe import Augmentation, Options, Recipe
+from training.recipes.recipe import Augmentation, Options
+from training.recipes.scales import CIFAR10, CLIP_ART, IMAGENET
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Rotation(Options):
 _PLAIN = Augmentation(jitter=0.0, grayscale=0.0)
 
 RECIPES = (
-    Recipe(
+    replace(
+        CLIP_ART,
         name="rotation-demo",
         about="""The demo's network on two cores: which way up is a drawing? Four encodes a picture and epoch.
         python -m training pretrain rotation-demo --data examples/gallery --out runs/rotation-demo
@@ -30,24 +32,12 @@ RECIPES = (
         prints first: raw pixels 0.55, untrained network 0.52. Not yet run to its end. Network, optimiser and crops
         of npid-demo; the pictures keep their colours.""",
         options=Rotation(),
-        image_size=64,
-        cache_size=80,
-        fit="pad",
-        width=0.5,
-        stem="quarter",
         epochs=30,
         batch_size=64,
-        optimizer="adamw",
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        warmup=3,
-        precision="bfloat16",
-        knn_k=10,
-        knn_every=5,
-        whiten=1.0,
         augment=replace(_PLAIN, crop_area=0.25),
     ),
-    Recipe(
+    replace(
+        CIFAR10,
         name="rotation-cifar10",
         about="""The official CIFAR-10 schedule, on a ResNet-18: 200 epochs, for a GPU.
         python -m training pretrain rotation-cifar10 --data cifar10:FOLDER --test cifar10:FOLDER:test --out RUN
@@ -56,22 +46,15 @@ RECIPES = (
         Source: github.com/gidariss/FeatureLearningRotNet, config/CIFAR10_RotNet_NIN4blocks.py and issue 6.
         128 pictures are 512 rotated ones; the rate was not scaled for the four.""",
         options=Rotation(),
-        image_size=32,
-        cache_size=32,
-        stem="full",
-        batch_size=128,
         learning_rate=0.1,
         nesterov=True,
-        weight_decay=5e-4,
-        decay_all=True,
         schedule="step",
         milestones=(60, 120, 160),
         step_factor=0.2,
-        knn_temperature=0.1,
-        knn_every=5,
         augment=replace(_PLAIN, crop_area=1.0, crop_ratio=1.0, shift=4),
     ),
-    Recipe(
+    replace(
+        IMAGENET,
         name="rotation-imagenet",
         about="""The ResNet-50 recipe of MMSelfSup: 70 epochs, for several GPUs.
         torchrun --nproc-per-node 8 -m training pretrain rotation-imagenet --data train --test val --out RUN
@@ -80,17 +63,13 @@ RECIPES = (
         Source: MMSelfSup, rotation-pred_resnet50_8xb16-steplr-70e_in1k. Its batch is 8 × 16 = 128 pictures, which
         makes 512 rotated ones; BatchNorm takes its statistics over all GPUs, as there.""",
         options=Rotation(),
-        backbone="resnet50",
         sync_bn=True,
         epochs=70,
         batch_size=128,
         learning_rate=0.2,
-        decay_all=True,
         schedule="step",
         milestones=(30, 50),
         warmup=5,
-        precision="bfloat16",
-        knn_every=10,
         augment=replace(_PLAIN, crop_area=0.08),
     ),
 )
